@@ -1,0 +1,112 @@
+// sums.cu -- sums down columns, sums of squares, sums over the ranks of a node, running averages.
+//
+//     column_partials      part[q, c] <- sum of x[r, c] over the rows of part q, in order
+//     column_sum           y[c] <- sum_r x[r, c], in order
+//     square_sum_partials  part[b] <- sum of x[i]^2, 4096 b <= i < 4096 (b + 1)
+//     total_sum            y[0] <- sum_i x[i]
+//     sum_peers            out[i] <- peers[0][offset + i] + peers[1][offset + i] + ..., in order
+//     average_update       y[i] <- y[i] + momentum (sum[i] / weight - y[i])
+//
+// Buffers    contiguous; part q holds rows_per_part rows, the last one what is left. part:
+//            (ceil(rows / rows_per_part), cols), or (ceil(n / 4096),) for squares. `out` may be
+//            peers[k] + offset for one k; no other overlap.
+// Launch     ROWS: column_partials work = parts * ceil(cols / 32), column_sum ceil(cols / 32),
+//            square_sum_partials ceil(n / 4096), total_sum 1. ELEMENTS: sum_peers, average_update n.
+// Cost       each input is read once and each output written once: bandwidth.
+// Exactness  columns and peers: plain order, so a column's sum depends on rows_per_part only. Squares
+//            and total_sum: 32 lanes, then a tree (kernel.h). The same bits for every launch shape.
+// Source     elementary.
+// Reference  tests/reference.py    Test  tests/test_kernels_sums.py
+
+#include "kernel.h"
+
+ROWS_KERNEL column_partials(const real* __restrict__ x, real* __restrict__ part, int64 rows,
+                            int64 cols, int64 rows_per_part)
+{
+    const int64 parts = (rows + rows_per_part - 1) / rows_per_part;
+    const int64 tiles = (cols + COLUMNS - 1) / COLUMNS;
+    FOR_ROWS(unit, parts * tiles) {
+        const int64 q = unit / tiles, first = q * rows_per_part;
+        const int64 last = first + rows_per_part < rows ? first + rows_per_part : rows;
+        sum_tile(part + q * cols, unit % tiles, cols, first, last,
+                 [&](int64 r, int64 c) { return x[r * cols + c]; });
+    }
+}
+
+ROWS_KERNEL column_sum(const real* __restrict__ x, real* __restrict__ y, int64 rows, int64 cols)
+{
+    FOR_ROWS(tile, (cols + COLUMNS - 1) / COLUMNS)
+        sum_tile(y, tile, cols, 0, rows, [&](int64 r, int64 c) { return x[r * cols + c]; });
+}
+
+ROWS_KERNEL square_sum_partials(const real* __restrict__ x, real* __restrict__ part, int64 n)
+{
+    const int64 block = 4096;
+    FOR_ROWS(b, (n + block - 1) / block) {
+        const real* __restrict__ x_block = x + b * block;
+        const int64 count = n - b * block < block ? n - b * block : block;
+        const real sum = row_sum(count, [&](int64 i) { return x_block[i] * x_block[i]; });
+        if (LANE_LEADER) part[b] = sum;
+    }
+}
+
+ROWS_KERNEL total_sum(const real* __restrict__ x, real* __restrict__ y, int64 n)
+{
+    FOR_ROWS(row, 1) {
+        const real sum = row_sum(n, [&](int64 i) { return x[i]; });
+        if (LANE_LEADER) y[0] = sum;
+    }
+}
+
+// Any number of peers: tiles that stay in the cache, STEP peers at a time
+template <int STEP>
+DEVICE void sum_of_many(const real* const* peers, int64 count, int64 offset, real* out, int64 n)
+{
+    FOR_ROWS(tile, (n + COLUMNS - 1) / COLUMNS) {
+        const int64 first = tile * COLUMNS, width = n - first, start = offset + first;
+        Columns<real> total(0);
+        int64 k = 0;
+        for (; k + STEP <= count; k += STEP) {
+            const real* x[STEP];
+            for (int j = 0; j < STEP; j++) x[j] = peers[k + j] + start;
+            total.first(width, [&](int i, real& sum) {
+                for (int j = 0; j < STEP; j++) sum += x[j][i];
+            });
+        }
+        for (; k < count; k++) {
+            const real* x = peers[k] + start;
+            total.first(width, [&](int i, real& sum) { sum += x[i]; });
+        }
+        total.first(width, [&](int i, real& sum) { out[first + i] = sum; });
+    }
+}
+
+// One loop for each number of peers from COUNT to 16: all of them read at once, in long streams
+template <int COUNT>
+DEVICE void sum_of(const real* const* peers, int64 count, int64 offset, real* out, int64 n)
+{
+    if constexpr (COUNT > 16) {
+        sum_of_many<8>(peers, count, offset, out, n);
+    } else if (count != COUNT) {
+        sum_of<COUNT + 1>(peers, count, offset, out, n);
+    } else {
+        const real* x[COUNT];
+        for (int k = 0; k < COUNT; k++) x[k] = peers[k] + offset;
+        GRID_STRIDE(i, n) {
+            real sum = x[0][i];
+            for (int k = 1; k < COUNT; k++) sum += x[k][i];
+            out[i] = sum;
+        }
+    }
+}
+
+ELEMENTS_KERNEL sum_peers(const real* const* peers, int64 count, int64 offset, real* out, int64 n)
+{
+    sum_of<1>(peers, count, offset, out, n);
+}
+
+ELEMENTS_KERNEL average_update(real* __restrict__ y, const real* __restrict__ sum, real weight,
+                               real momentum, int64 n)
+{
+    GRID_STRIDE(i, n) y[i] += momentum * (sum[i] / weight - y[i]);
+}
