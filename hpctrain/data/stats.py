@@ -1,0 +1,91 @@
+"""Running count, mean, spread and range of a field, merged block by block.
+
+    d = mean_b - mean_a,  n = n_a + n_b
+    mean = mean_a + d n_b / n
+    m2   = m2_a + m2_b + d^2 n_a n_b / n
+
+Reference: T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise algorithm for computing
+sample variances", COMPSTAT 1982.
+
+Layer: data. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpctrain.data.manifest import Column, Field, Stats
+from hpctrain.data.ragged import Ragged
+
+__all__ = ["FieldStatistics", "Running"]
+
+
+class Running:
+    """Statistics of all finite values that were added, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.m2 = 0, 0.0, 0.0
+        self.min, self.max = np.inf, -np.inf
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take in an array of any shape and numeric dtype; NaN and infinities are left out."""
+        x = values.astype(np.float64).ravel()
+        x = x[np.isfinite(x)]
+        if not x.size:
+            return
+        mean = float(x.mean())
+        m2 = float(np.square(x - mean).sum())
+        total = self.count + x.size
+        delta = mean - self.mean
+        self.mean += delta * x.size / total
+        self.m2 += m2 + delta * delta * self.count * x.size / total
+        self.count = total
+        self.min, self.max = min(self.min, float(x.min())), max(self.max, float(x.max()))
+
+    def result(self) -> Stats | None:
+        """The statistics, or None if there was no finite value."""
+        if not self.count:
+            return None
+        return Stats(self.count, self.mean, self.m2, self.min, self.max)
+
+
+class FieldStatistics:
+    """Running statistics of every field, and of every column of a table."""
+
+    def __init__(self, fields: Mapping[str, Field]) -> None:
+        self._whole = {name: Running() for name in fields}
+        self._columns = {name: [Running() for _ in f.columns or ()] for name, f in fields.items()}
+
+    def add(self, arrays: Mapping[str, NDArray[Any] | Ragged], rows: int) -> None:
+        """Take in a shard, `rows` samples at a time: float64 copies stay small."""
+        for name, array in arrays.items():
+            values = array.values if isinstance(array, Ragged) else array
+            for first in range(0, len(values), rows):
+                part = values[first : first + rows]
+                self._whole[name].add(part)
+                for column, running in enumerate(self._columns[name]):
+                    running.add(part[:, column])
+
+    def into(self, fields: Mapping[str, Field]) -> dict[str, Field]:
+        """The fields with their statistics."""
+        return {
+            name: Field(
+                field.dtype,
+                field.shape,
+                field.role,
+                field.vocab,
+                self._named(name, field),
+                self._whole[name].result(),
+            )
+            for name, field in fields.items()
+        }
+
+    def _named(self, name: str, field: Field) -> tuple[Column, ...] | None:
+        if field.columns is None:
+            return None
+        pairs = zip(field.columns, self._columns[name], strict=True)
+        return tuple(Column(column.name, running.result()) for column, running in pairs)

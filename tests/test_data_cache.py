@@ -1,0 +1,67 @@
+"""The block cache against plain indexing, with fewer slots than blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpctrain.data.cache import BlockCache
+
+
+def make(lengths, slots, fail=None):
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    number = np.arange(starts[-1], dtype=np.int32)
+    whole = {"a": np.stack([number, -number], 1), "b": number.astype(np.float64)}
+
+    def read(block, out):
+        if block == fail:
+            raise OSError(f"block {block}")
+        for name, array in out.items():
+            array[...] = whole[name][starts[block] : starts[block + 1]]
+
+    fields = {"a": (np.dtype(np.int32), (2,)), "b": (np.dtype(np.float64), ())}
+    return BlockCache(starts, fields, slots, read), whole
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.integers(1, 9), st.data())
+def test_gather_is_indexing(lengths, slots, data):
+    cache, whole = make(lengths, min(slots, len(lengths)))
+    for _ in range(4):
+        ids = np.array(data.draw(st.lists(st.integers(0, sum(lengths) - 1), max_size=20)), np.int64)
+        found = cache.gather(ids)
+        for name in whole:
+            np.testing.assert_array_equal(found[name], whole[name][ids])
+            assert found[name].dtype == whole[name].dtype and found[name].flags.c_contiguous
+
+
+def test_blocks_are_read_once_if_all_fit():
+    cache, _ = make([3] * 8, 8)
+    for _ in range(3):
+        cache.gather(np.random.default_rng(0).permutation(24))
+    assert cache.blocks_read == 8
+
+
+def test_least_recently_used_goes_first():
+    cache, _ = make([2] * 4, 2)
+    for ids in ([0], [2], [0], [4], [0]):  # blocks 0, 1, 0, 2 (pushes out 1), 0
+        cache.gather(np.array(ids))
+    assert cache.blocks_read == 3
+
+
+def test_a_block_that_failed_is_not_kept():
+    cache, whole = make([2] * 3, 1, fail=1)
+    cache.gather(np.array([0]))
+    for _ in range(2):
+        with pytest.raises(OSError, match="block 1"):
+            cache.gather(np.array([2]))
+    np.testing.assert_array_equal(cache.gather(np.array([5, 0]))["b"], whole["b"][[5, 0]])
+
+
+def test_batches_are_copies():
+    """What the consumer does with a batch does not reach the cache."""
+    cache, whole = make([4], 1)
+    cache.gather(np.arange(4))["a"][...] = 99
+    np.testing.assert_array_equal(cache.gather(np.arange(4))["a"], whole["a"])
