@@ -1,0 +1,103 @@
+"""Plain messages on arrays: what the collectives need from MPI, with no limit on the size.
+
+MPI counts in 32-bit integers (Open MPI refuses more), so long buffers go in several messages, and
+buffers that hold many ranks' parts are counted in lines of 64 bytes.
+
+Layer: mpi. Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["LINE", "MESSAGE_BYTES", "allreduce", "allreduce_sum", "exchange", "gather_parts"]
+
+LINE = 64  # bytes
+IN_ORDER = 1 << 20  # bytes: a millisecond at 1 GB/s
+MESSAGE_BYTES = 1 << 30  # of one message: far below 2^31 elements of any type
+
+Part = tuple[int, int]  # (first line, last line + 1)
+
+
+def allreduce(comm: MPI.Intracomm, array: NDArray[Any], message_bytes: int = MESSAGE_BYTES) -> None:
+    """Replace `array` by its sum over all ranks, by MPI_Allreduce. Collective.
+
+    `array`: shape (n,), contiguous, same n and dtype on all ranks. The order of additions is the
+    MPI library's. Bytes per rank: about 2 (P - 1) / P of the array, depending on the library.
+    """
+    from mpi4py import MPI
+
+    count = max(message_bytes // array.itemsize, 1)
+    for start in range(0, array.size, count):
+        comm.Allreduce(MPI.IN_PLACE, array[start : start + count])
+
+
+def allreduce_sum(comm: MPI.Intracomm, values: NDArray[np.float64]) -> None:
+    """Replace the contiguous float64 `values` by their sums over all ranks. Collective.
+
+    Up to `IN_ORDER` bytes from all ranks together are gathered and added in rank order: the same
+    bits on all ranks and on every run, which the MPI_Allreduce that more bytes go through does not
+    promise. Gathering receives P n values, MPI_Allreduce about 2 n.
+    """
+    if comm.size == 1 or values.size == 0:
+        return
+    if values.nbytes * comm.size > IN_ORDER:
+        allreduce(comm, values.reshape(-1))
+        return
+    rows = np.empty((comm.size, values.size))
+    comm.Allgather(values, rows)
+    values.reshape(-1)[:] = np.add.accumulate(rows, axis=0)[-1]
+
+
+def exchange(
+    comm: MPI.Intracomm,
+    array: NDArray[np.uint8],
+    parts: Sequence[Part],
+    received: NDArray[np.uint8],
+) -> None:
+    """Send `parts[k]` of `array` to rank k; put rank k's part for this one into row k. Collective.
+
+    Args:
+        array: shape (bytes,), a multiple of 64; only read.
+        parts: one per rank, the same on all ranks: lines of `array`, not overlapping.
+        received: shape (P, bytes) with room for this rank's part; overwritten. This rank's own
+            row is left alone.
+
+    One message to and from each other rank; a rank sends all parts but its own.
+    """
+    width = received.shape[1] // LINE
+    first, last = parts[comm.rank]
+    sent = [stop - start for start, stop in parts]
+    got = [last - first] * comm.size
+    sent[comm.rank] = got[comm.rank] = 0
+    starts = [start for start, _ in parts]
+    rows = [width * k for k in range(comm.size)]
+    line = _line()
+    comm.Alltoallv([array, (sent, starts), line], [received, (got, rows), line])
+
+
+def gather_parts(comm: MPI.Intracomm, array: NDArray[np.uint8], parts: Sequence[Part]) -> None:
+    """Complete `array` on all ranks, of which rank k holds the lines `parts[k]`. Collective.
+
+    `array`, `parts`: as for `exchange`. Each rank receives all parts but its own.
+    """
+    from mpi4py import MPI
+
+    counts = [stop - start for start, stop in parts]
+    starts = [start for start, _ in parts]
+    comm.Allgatherv(MPI.IN_PLACE, [array, (counts, starts), _line()])
+
+
+@functools.cache
+def _line() -> MPI.Datatype:
+    from mpi4py import MPI
+
+    return MPI.BYTE.Create_contiguous(LINE).Commit()
