@@ -1,0 +1,149 @@
+"""Data parallelism: replicated parameters, each rank reduces and updates its own slice.
+
+    backward        every rank writes its gradient, the sum over its samples, into its store
+    reduce          every rank adds up its slice of all ranks' gradients
+    norm            every rank contributes its slice's squares
+    update          every rank updates its slice of the parameters and of the optimizer state
+    gather          every rank gets all parameters (inside a node they share one array: a fence)
+
+As many bytes as an all-reduce, 1/P of the optimizer's memory and traffic (ZeRO stage 1), and
+replicas that cannot drift apart.
+
+Layer: parallel. Is given a topology, a layout and a rule. Knows nothing of networks and files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from hpctrain.checkpoint import Part
+from hpctrain.collectives.slices import SliceReduction
+from hpctrain.device import Device
+from hpctrain.mpi.topology import Topology
+from hpctrain.nn.layout import Layout, Store
+from hpctrain.optim.rules import Rule, square_sum
+
+__all__ = ["DataParallel"]
+
+
+class DataParallel:
+    """Stores of the parameters, gradients and this rank's optimizer state, and the update.
+
+    Collective to create, and to `update`: all ranks of the topology's communicator, with the same
+    layout, rule and reduction.
+
+    Attributes:
+        parameters: Store of all parameters, the same on all ranks; inside a node it may be one
+            array that the ranks share. Write to it only where `writes_parameters` is true, and
+            call `publish` afterwards.
+        gradients: Store that a backward pass writes this rank's gradient into.
+        owned: (start, stop), the range of the flat arrays that this rank updates.
+        states: optimizer state by name, flat arrays over `owned`.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        device: Device,
+        layout: Layout,
+        rule: Rule,
+        reduction: str = "auto",
+    ) -> None:
+        """`reduction`: "auto", "messages" or "allreduce"; see `SliceReduction`."""
+        self.device = device
+        self.layout = layout
+        self.rule = rule
+        self.slices = SliceReduction(topology, device, layout.size, layout.dtype, reduction)
+        self.comm = topology.comm
+        self.parameters = Store(layout, self.slices.parameters)
+        self.gradients = Store(layout, self.slices.gradients)
+        self.owned = self.slices.owned
+        start, stop = self.owned
+        self.states = {name: device.zeros(stop - start, layout.dtype) for name in rule.states}
+
+    @property
+    def writes_parameters(self) -> bool:
+        """Whether this rank is the one that may write the parameters its node shares."""
+        return self.slices.writes_parameters
+
+    def publish(self) -> None:
+        """After parameters were written: wait until every rank may read them. Collective."""
+        self.device.synchronize()
+        self.slices.fence()
+
+    def update(self, step: int, lr: float, weight: float, clip_norm: float = 0.0) -> float:
+        """Reduce the gradients, divide them by `weight`, update and gather. Collective.
+
+        Args:
+            step: counts updates from 0.
+            lr: learning rate of this step.
+            weight: sum of the loss weights over all ranks: the same on all of them.
+            clip_norm: scale the gradient down to this global norm; 0 for no limit.
+
+        Returns:
+            the norm of the averaged gradient before clipping; the same on all ranks. It is not
+            finite if any gradient is not, and then nothing was updated.
+        """
+        self.slices.reduce()
+        scale = 1.0 / weight if weight else 0.0
+        norm = self._norm() * scale
+        if math.isfinite(norm):
+            if clip_norm and norm > clip_norm:
+                scale *= clip_norm / norm
+            for part in self._ranges():
+                self._update_range(*part, step=step, lr=lr, scale=scale)
+        self.slices.gather()
+        return norm
+
+    def _norm(self) -> float:
+        start, stop = self.owned
+        total = np.array([square_sum(self.device, self.gradients.array[start:stop])])
+        if self.slices.sliced:
+            self.slices.all_reduce(total)
+        return math.sqrt(total[0]) if total[0] >= 0 else math.nan
+
+    def _ranges(self) -> Iterator[tuple[int, int, bool]]:
+        yield from self.layout.decay_runs(*self.owned)
+
+    def _update_range(
+        self, begin: int, end: int, decay: bool, *, step: int, lr: float, scale: float
+    ) -> None:
+        first = self.owned[0]
+        self.rule.update(
+            self.device,
+            self.parameters.array[begin:end],
+            self.gradients.array[begin:end],
+            {name: state[begin - first : end - first] for name, state in self.states.items()},
+            step=step,
+            lr=lr,
+            scale=scale,
+            decay=decay,
+        )
+
+    def saved_parts(self) -> list[Part]:
+        """This rank's ranges of parameters and optimizer state, to write a checkpoint."""
+        alone = not self.slices.sliced  # then every rank holds everything, and rank 0 writes it
+        owned = (0, 0) if alone and self.comm.rank else self.owned
+        return self._parts(owned, owned)
+
+    def loaded_parts(self) -> list[Part]:
+        """The ranges that this rank wants filled from a checkpoint."""
+        whole = (0, self.layout.size) if self.writes_parameters else (0, 0)
+        return self._parts(whole, self.owned)
+
+    def _parts(self, parameters: tuple[int, int], states: tuple[int, int]) -> list[Part]:
+        begin = self.owned[0]
+        return [
+            Part("parameters", "", self.layout, self.parameters.array, parameters),
+            *(
+                Part("optimizer", name, self.layout, array, states, begin)
+                for name, array in self.states.items()
+            ),
+        ]
+
+    def free(self) -> None:
+        """Give shared memory and communicators back. Collective; the stores are dead afterwards."""
+        self.slices.free()
