@@ -1,0 +1,147 @@
+"""`hpctrain bench`: how quick this machine is at what training does, each beside a limit.
+
+    bench allreduce    adding up gradients over ranks, beside MPI_Allreduce and a memory copy
+    bench kernels      the kernels on the CPU, beside a memory copy, and PyTorch where installed
+
+Times are medians of rounds in which everything that is compared runs in turn, and ratios are
+medians of the rounds' ratios: noise of the machine meets both sides alike.
+
+Layer: cli. What is measured is in bench_allreduce and bench_kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpctrain.errors import UsageError
+
+__all__ = ["add_parser", "cpu_name", "report", "table"]
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register `hpctrain bench` and what it can measure."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "bench",
+        help="measure all-reduce (under mpirun) and kernels on this machine",
+        description="Measure what training is made of, beside a memory copy of as many bytes.",
+    )
+    kinds = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
+    allreduce = kinds.add_parser(
+        "allreduce",
+        help="adding up gradients over all ranks; start it under mpirun or srun",
+        description=(
+            "Time the sum over ranks: by MPI_Allreduce in place and not in place, and by the "
+            "sliced reduction of training (reduce, then gather; the update between the two is not "
+            "counted). Every element of every round is compared with the exact sum."
+        ),
+    )
+    allreduce.add_argument(
+        "--sizes",
+        type=_sizes,
+        default="4K,64K,1M,16M,64M",
+        help="bytes per rank, with K, M, G for powers of 1024 (default: %(default)s)",
+    )
+    kernels = kinds.add_parser(
+        "kernels",
+        help="every kernel on the CPU, in one process",
+        description=(
+            "Time every kernel at a size of real networks, beside a memory copy that moves as many "
+            "bytes, and operations beside PyTorch with one thread where it is installed."
+        ),
+    )
+    kernels.add_argument(
+        "--only", type=_names, default=(), metavar="NAME,...", help="only these kernels"
+    )
+    for kind, function, repeat in ((allreduce, _allreduce, 15), (kernels, _kernels, 9)):
+        kind.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+        kind.add_argument(
+            "--repeat", type=_count, default=repeat, help="rounds (default: %(default)s)"
+        )
+        kind.add_argument(
+            "--json", metavar="FILE", help="write the figures to FILE as JSON; - for the terminal"
+        )
+        kind.set_defaults(run=function)
+
+
+def _allreduce(args: argparse.Namespace) -> int:
+    from hpctrain.cli.bench_allreduce import run
+
+    return run(args)
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from hpctrain.cli.bench_kernels import run
+
+    return run(args)
+
+
+def _sizes(text: str) -> list[int]:
+    """Bytes of "4K,1M,64M"."""
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", part.strip(), re.IGNORECASE)
+        if match is None or int(match[1]) == 0:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not a size: write sizes such as 4K,1M,64M (powers of 1024)"
+            )
+        sizes.append(int(match[1]) * UNITS[match[2].upper()])
+    return sizes
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds: 1 or more")
+    return int(text)
+
+
+def cpu_name() -> str:
+    """The CPU's model, as /proc/cpuinfo has it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "unknown CPU"
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else "unknown CPU"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines of aligned columns; the first `left` columns are text, the others numbers."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(parts).rstrip()
+
+    return [line(head), *(line(row) for row in rows)]
+
+
+def report(target: str | None, figures: dict[str, Any], text: Sequence[str]) -> None:
+    """Print the tables, write the figures to a file; with "-" print the figures only.
+
+    Raises `UsageError` where the file cannot be written.
+    """
+    document = json.dumps(figures, indent=2)
+    if target == "-":
+        sys.stdout.write(document + "\n")
+        return
+    sys.stdout.write("\n".join(text) + "\n")
+    if target is not None:
+        try:
+            Path(target).write_text(document + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write --json {target}: {error.strerror}") from None

@@ -1,0 +1,110 @@
+"""The run directory: what a run leaves behind, written by rank 0.
+
+    run.toml         the resolved run file
+    metrics.jsonl    one JSON object per line: a header per start, steps, evaluations
+    STATUS.json      running, finished or failed
+    checkpoints/     see `hpctrain.checkpoint`
+
+Layer: train. Knows nothing of networks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from hpctrain.errors import UsageError
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """A run's folder. Only rank 0 (`writes`) touches files; on other ranks all calls do nothing."""
+
+    def __init__(self, path: str | Path, writes: bool) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._writes = writes
+        self._metrics: IO[str] | None = None
+
+    def holds_a_run(self) -> bool:
+        """Whether a run was started here before."""
+        return (self.path / "metrics.jsonl").exists()
+
+    def open(self, run_toml: str, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready. Raises `UsageError` where it holds a run already."""
+        if not self._writes:
+            return
+        if self.holds_a_run() and not resume:
+            if not overwrite:
+                raise UsageError(
+                    f"{self.path} holds a run already; go on with it (--resume auto), start anew "
+                    "(--overwrite), or name another folder (--set run.folder=PATH)"
+                )
+            (self.path / "metrics.jsonl").unlink()
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        _write_whole(self.path / "run.toml", run_toml)
+        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps from `step` on, which a resumed run is about to do again."""
+        if self._metrics is None:
+            return
+        self._metrics.close()
+        path = self.path / "metrics.jsonl"
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the line that a killed run did not finish
+                continue
+            if record.get("step", -1) < step or record["kind"] == "start":
+                kept.append(line)
+        _write_whole(path, "".join(kept))
+        self._metrics = path.open("a", encoding="utf-8")
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Append a line to metrics.jsonl."""
+        if self._metrics is not None:
+            self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Hand the metrics to the system."""
+        if self._metrics is not None:
+            self._metrics.flush()
+
+    def status(self, state: str, **values: Any) -> None:
+        """Write STATUS.json: state is "running", "finished" or "failed"."""
+        if self._writes and self.path.is_dir():
+            text = json.dumps({"state": state, "time": time.time(), **values}, indent=1)
+            _write_whole(self.path / "STATUS.json", text + "\n")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            if error is not None:
+                self.status("failed", error=f"{type(error).__name__}: {error}")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write aside and rename: a reader sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
