@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import shutil
+import tempfile
 import time
 
 import mpi4py
@@ -35,6 +37,13 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[ERRORS] = os.dup(2)
+    if SIZE:  # ranks that end together would race in clearing the folder that pytest shares
+        config.option.basetemp = tempfile.mkdtemp(prefix="hpctrain-rank-")
+
+
+def pytest_unconfigure(config):
+    if SIZE:
+        shutil.rmtree(config.option.basetemp, ignore_errors=True)
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@
 A child process saves a checkpoint and ends, as if by SIGKILL, just before its k-th call that
 changes a disk, a write being done by half; for k = 1, 2, ... until the save comes to its end. After
 each the parent verifies all checkpoints, loads the newest, and saves another.
-Prints the number of calls. Syncing is only counted: a process that dies loses nothing the system
-has, and on a busy disk the syncs take most of the time.
+Prints the number of calls.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ def dies(folder, step, count):
 
 
 def main(folder):
-    os.fsync = lambda descriptor: None
     for step in (3, 2):  # a new checkpoint, and one that replaces another
         count, died = 0, True
         seen = set()

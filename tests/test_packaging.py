@@ -134,8 +134,8 @@ def test_an_editable_install_finds_the_kernels(source, tmp_path):
     """Not `pip install -e` itself, which would change the environment that the tests run in."""
     pip("install", "--target", tmp_path, backend("build_editable", source, tmp_path), cwd=tmp_path)
     code = (
-        f"import site, sys; sys.path.append({sysconfig.get_path('purelib')!r})\n"  # for NumPy
-        f"site.addsitedir({str(tmp_path)!r})\n"
+        f"import site, sys; site.addsitedir({str(tmp_path)!r})\n"
+        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"  # for NumPy
         "from hpctrain.device.signatures import kernel_folder; print(kernel_folder())"
     )
     printed = run(sys.executable, "-I", "-S", "-c", code, cwd=tmp_path)

@@ -32,7 +32,7 @@ if [ -z "${SLURM_JOB_ID:-}${PBS_JOBID:-}${LSB_JOBID:-}${FLUX_JOB_ID:-}" ]; then
     # This component's all-reduce sends 2.5 times the bytes between nodes.
     export OMPI_MCA_coll="${OMPI_MCA_coll-^han}"
 
-    # One thread a rank; idle threads of BLAS would take the cores from other ranks.
+    # BLAS starts with one thread; a run then sets as many as there are cores for each rank.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS-1}"
     export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS-1}"
 fi

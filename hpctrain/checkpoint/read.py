@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Description", "describe", "latest_valid", "load", "verify"]
 
-LOG = logging.getLogger("hpctrain")
+LOG = logging.getLogger(__name__)
 SHOWN = 5  # tensors named in a message
 
 Fill = Callable[[Any, NDArray[Any]], None]

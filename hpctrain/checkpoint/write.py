@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save"]
 
-LOG = logging.getLogger("hpctrain")
+LOG = logging.getLogger(__name__)
 ASIDE = ".tmp-"
 SPARE = 1 << 20  # bytes of free space wanted beyond the files, for state.json and folders
 
