@@ -38,12 +38,17 @@ def test_same_samples_and_losses_on_any_ranks_and_nodes(tmp_path, data, model):
         assert other["evaluated"] == first["evaluated"]
 
 
-def test_float32_begins_the_same_and_ends_as_good(tmp_path, data):
+def test_float32_begins_the_same_and_ends_as_good(tmp_path):
+    """The first losses within 1e-5; the accuracy over 450 images within half a point."""
+    data = make_digits(tmp_path / "data", samples=1797)
     file = run_file(tmp_path / "run.toml", data, "mlp")
-    runs = [run(file, ranks, "", 120, "run.dtype=float32") for ranks in (1, 3)]
+    settings = ("run.dtype=float32", "optimizer.lr=0.03", "model.dropout=0.1")
+    runs = [run(file, ranks, "", 600, *settings) for ranks in (1, 3)]
     losses = np.array([one["loss"][:5] for one in runs])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-    assert abs(runs[0]["accuracy"] - runs[1]["accuracy"]) <= 0.0101  # one of 100 samples
+    accuracies = [one["accuracy"] for one in runs]
+    assert min(accuracies) > 0.9
+    assert abs(accuracies[0] - accuracies[1]) <= 0.005
 
 
 @pytest.mark.parametrize("reduction", ["messages", "allreduce"])
