@@ -7,13 +7,15 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 from data_sets import flip_chunk_byte, rows
+from launching import mpirun
 
 from hpctrain.cli import data as command
-from hpctrain.data import open_dataset
+from hpctrain.data import open_dataset, pack
 from hpctrain.errors import DataError, UsageError
 
 
@@ -47,7 +49,7 @@ def test_pack_info_verify(run, archive, tmp_path):
     train, test = dataset.splits["train"], dataset.splits["test"]
     assert train + test == 200 and 140 < train < 180
     assert "left out: junk" in text and f"train: {train} samples in 3 shards" in text
-    assert f"test: {test} samples in 1 shard\n" in text
+    assert f"test: {test} samples in 1 shard; classes " in text
     status, text = run("info", out)
     assert status == 0 and dataset.dataset_id in text
     assert re.search(r"^x +input +float32 +3 ", text, re.MULTILINE)
@@ -139,3 +141,105 @@ def test_help_is_light():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_key_group_and_strata(run, tmp_path):
+    lines = [f"r{i},p{i % 40},{i},{'yes' if i % 10 == 0 else 'no'}" for i in range(400)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,patient,x,label", *lines]))
+    words = ["--key", "id", "--group", "patient", "--stratify", "label", "--input", "features"]
+    pack = ("pack", tmp_path / "t.csv", "--out", tmp_path / "set", *words, "--shard-samples", 50)
+    status, text = run(*pack, "--split", "train=0.7,test=0.3", "--dry-run")
+    assert status == 0 and "would hold features (input) float32 1" in text
+    assert not (tmp_path / "set").exists()
+    status, text = run(*pack, "--split", "train=0.7,test=0.3")
+    dataset = open_dataset(tmp_path / "set")
+    assert status == 0 and list(dataset.fields) == ["features", "label"]
+    counts = [shard.class_counts for shard in dataset.split("train").shards]
+    assert (np.ptp(counts, axis=0) <= 1).all()
+    train = set((dataset.read("train", "features")[:, 0] % 40).tolist())
+    assert not train & set((dataset.read("test", "features")[:, 0] % 40).tolist())
+    assert re.search(r"train: \d+ samples in \d shards; classes [\d.]+% [\d.]+%", text)
+    assert re.search(r"\d+ \([\d.]+%\) \d+ \([\d.]+%\)", run("info", tmp_path / "set")[1])
+
+
+def test_missing_numbers_have_a_mask(run, tmp_path):
+    (tmp_path / "t.csv").write_text("a,label\n1,x\n,y\n")
+    run("pack", tmp_path / "t.csv", "--out", tmp_path / "set")
+    assert open_dataset(tmp_path / "set").named("mask") == ["features_missing"]
+
+
+def test_texts_by_split(run, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "ham").mkdir(parents=True)
+        (tmp_path / name / "ham/a.txt").write_text(name)
+        (tmp_path / name / "b.txt").write_text(name)
+    words = ["--as", "text", "--label-pattern", "/(ham|b)"]
+    sources = [f"train:{tmp_path / 'one'}", f"test:{tmp_path / 'two'}"]
+    status, _ = run("pack", *sources, "--out", tmp_path / "set", *words)
+    dataset = open_dataset(tmp_path / "set")
+    assert status == 0 and dataset.splits == {"train": 2, "test": 2} and dataset.classes == 2
+    assert dataset.fields["text"].tokens == 256
+    with pytest.raises(UsageError, match="no image|64x64"):
+        run("pack", *sources, "--out", tmp_path / "other", "--as", "images", "--size", "8")
+
+
+def test_packing_under_mpirun_gives_the_same_bytes(archive, tmp_path):
+    words = ["data", "pack", archive, "--shard-samples", "30", "--split", "train=0.8,test=0.2"]
+    for name, ranks in (("one", 1), ("four", 4)):
+        done = mpirun(ranks, "-m", "hpctrain", *map(str, words), "--out", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    files = {
+        name: {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("one", "four")
+    }
+    assert files["one"] == files["four"] and len(files["one"]) > 6
+
+
+def test_view(run, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (12, 6, 5)).astype(np.uint8)
+    pack({"image": image, "word": np.array(["a", "bc"] * 6)}, tmp_path / "set", shuffle=False)
+    status, text = run("view", tmp_path / "set", "-n", 5, "--start", 2, "--png", tmp_path / "a.png")
+    assert status == 0 and "train 2\n" in text and "word: bc" in text and "6x5: " in text
+    assert text.endswith("a.png: 5 images\n")
+    raw = (tmp_path / "a.png").read_bytes()
+    width, height = struct.unpack(">2I", raw[16:24])
+    assert raw[:8] == b"\x89PNG\r\n\x1a\n" and (width, height) == (3 * 7 + 2, 2 * 8 + 2)
+    size = struct.unpack(">I", raw[33:37])[0]
+    lines = np.frombuffer(zlib.decompress(raw[41 : 41 + size]), np.uint8).reshape(height, -1)
+    pixels = lines[:, 1:].reshape(height, width, 3)
+    np.testing.assert_array_equal(pixels[2:8, 2:7, 1], image[2])
+    np.testing.assert_array_equal(pixels[10:16, 9:14, 0], image[6])
+    with pytest.raises(UsageError, match="has 12"):
+        run("view", tmp_path / "set", "--start", 12)
+
+
+def test_view_of_text_tables_and_volumes(run, tmp_path):
+    (tmp_path / "a.txt").write_text("hello\nworld " + "x" * 300)
+    run("pack", tmp_path / "a.txt", "--out", tmp_path / "text")
+    assert r"text: 'hello\nworld xxx" in run("view", tmp_path / "text")[1]
+    with pytest.raises(UsageError, match="leave out --png"):
+        run("view", tmp_path / "text", "--png", tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("a,b,label\n1.5,,x\n3,4,y\n")
+    run("pack", tmp_path / "t.csv", "--out", tmp_path / "table", "--no-shuffle")
+    text = run("view", tmp_path / "table")[1]
+    assert "features: a=1.5  b=nan\n" in text and "label: y\n" in text
+    (tmp_path / "s.fa").write_text(">s\nACGTN\n")
+    run("pack", tmp_path / "s.fa", "--out", tmp_path / "dna")
+    assert "sequence: ACGTN\n" in run("view", tmp_path / "dna")[1]
+    fields = {"v": np.arange(2 * 4 * 6 * 5, dtype=np.int16).reshape(2, 4, 6, 5)}
+    pack(fields, tmp_path / "volume")
+    assert "2 images" in run("view", tmp_path / "volume", "--png", tmp_path / "v.png")[1]
+
+
+def test_stage(run, archive, tmp_path):
+    run("pack", archive, "--out", tmp_path / "set")
+    words = ("stage", tmp_path / "set", "--to", tmp_path / "local")
+    status, text = run(*words)
+    folder, size = re.match(r"(.*): ([\d,]+) bytes in", text).groups()
+    assert status == 0 and int(size.replace(",", "")) > 1000
+    assert run("verify", folder)[0] == 0
+    assert run(*words)[1] == f"{folder}: there already\n"

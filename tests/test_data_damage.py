@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -167,3 +170,47 @@ def test_flipped_byte_in_a_ragged_field(tmp_path, part):
     with pytest.raises(DataError, match="field 'word', block 0"):
         open_dataset(tmp_path).read("train", "word")
     assert any("field 'word', block 0" in line for line in verify(tmp_path))
+
+
+def test_missing_filter(tmp_path, monkeypatch):
+    dataset = make(tmp_path / "set", 25, gzip=True)
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != h5py.h5z.FILTER_DEFLATE)
+    with pytest.raises(DataError, match="set was packed with the HDF5 filter gzip, which this"):
+        read_all(dataset)
+
+
+FORKED = """
+import os, sys
+from hpctrain.data import Loader, open_dataset
+from hpctrain.errors import DataError
+loader = Loader(open_dataset(sys.argv[1]), "train", 5)
+if os.fork() == 0:
+    try:
+        list(loader.epoch(0))
+    except DataError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_loader_does_not_survive_a_fork(dataset):
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, dataset.path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "was forked from" in done.stdout and "make the loader after the fork" in done.stdout
+
+
+def test_full_disk_says_so_for_the_manifest(tmp_path, monkeypatch):
+    """The last write of all fails: no manifest, and a resume that is right."""
+    from hpctrain.data import write
+
+    def full(directory, manifest):
+        raise OSError(28, "No space left on device", str(directory))
+
+    monkeypatch.setattr(write, "write_manifest", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        make(tmp_path / "set", 25)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="not finished"):
+        open_dataset(tmp_path / "set")
+    assert list(verify(make(tmp_path / "set", 25, resume=True).path)) == []

@@ -196,9 +196,9 @@ def test_blocks_are_chunks_with_checksums(tmp_path):
 def test_large_samples_are_cut_into_slabs():
     assert chunk_shape(100, 8, (28, 28), 1) == (8, 28, 28)
     assert chunk_shape(3, 8, (), 8) == (3,)
-    assert chunk_shape(9, 1, (200, 1024, 1024), 4) == (1, 1, 1024, 1024)
-    assert chunk_shape(9, 1, (256, 256, 256), 1) == (1, 64, 256, 256)
-    assert chunk_shape(9, 1, (2, 4096, 4096), 1) == (1, 1, 1024, 4096)
+    assert chunk_shape(9, 1, (200, 1024, 1024), 4) == (1, 1, 256, 1024)
+    assert chunk_shape(9, 1, (256, 256, 256), 1) == (1, 16, 256, 256)
+    assert chunk_shape(9, 1, (2, 4096, 4096), 1) == (1, 1, 256, 4096)
 
 
 def test_default_blocks_are_about_a_mebibyte(tmp_path):

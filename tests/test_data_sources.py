@@ -69,7 +69,6 @@ def test_idx(tmp_path, kind, dtype, packed):
         ("a.csv", b"x,x\n1,2\n", "distinct column names"),
         ("a.csv", b"x,y\n", "no rows"),
         ("a.csv", b"x,y\n1,2\n3\n", "row 3 has 1 cells, the header 2"),
-        ("a.csv", b"x,y\n1,2\n3,\n", "'y' is numeric but empty in row 3"),
         ("a.csv", b"x\n\xff\xfe\n", "cannot read"),
     ],
 )
@@ -130,10 +129,56 @@ def test_packed_table_longer_than_one_reading(tmp_path):
     assert fields["mixed"].vocab[fields["mixed"].codes[19_000]] == "late"
 
 
+def test_missing_numbers_and_money(tmp_path):
+    text = """a,paid,state,none,label
+1,"$1,234.00",NY,,yes
+,-$5,,NA,no
+NA,"2,000.5",CA,,yes
+4,?,NY,,no
+"""
+    fields, columns = read_table(write(tmp_path / "a.csv", text))
+    assert columns == ["a", "paid"]
+    nan = np.nan
+    expected = np.float32([[1, 1234], [nan, -5], [nan, 2000.5], [4, nan]])
+    np.testing.assert_array_equal(fields["features"], expected)
+    assert fields["features_missing"].tolist() == [[0, 0], [1, 0], [1, 0], [0, 1]]
+    assert fields["features_missing"].dtype == np.uint8
+    assert fields["state"].vocab == ("", "CA", "NY") and fields["none"].vocab == ("", "NA")
+    whole = read_table(write(tmp_path / "b.csv", "a\n1\n2\n"))[0]
+    assert list(whole) == ["features"]
+
+
+def test_rows_without_what_is_required_are_left_out(tmp_path):
+    path = write(tmp_path / "a.csv", "a,label\n1,x\n2,\nword,\n3,y\n")
+    fields, columns = read_table(path, require=["label"])
+    assert columns == ["a"] and fields["features"][:, 0].tolist() == [1, 3]
+    assert fields["label"].vocab == ("x", "y")
+    with pytest.raises(DataError, match="no column 'labl'.*'label'"):
+        read_table(path, require=["labl"])
+    with pytest.raises(DataError, match="no rows with label"):
+        read_table(write(path, "a,label\n1,\n"), require=["label"])
+
+
+@pytest.mark.parametrize("cell", ["1,23", "$", "1.2.3", "12a", "$-"])
+def test_what_is_no_number(tmp_path, cell):
+    fields, columns = read_table(write(tmp_path / "a.csv", f'a,b\n"{cell}",1\n7,2\n'))
+    assert columns == ["b"] and cell in fields["a"].vocab
+
+
 def test_categories_in_another_vocabulary():
     found = Categories.of(np.array([b"b", b"a", b"b"]))
     assert found.vocab == ("a", "b") and found.codes.tolist() == [1, 0, 1]
     assert found.recoded(("0", "a", "b")).tolist() == [2, 1, 2]
+
+
+def test_describe_a_folder(tmp_path):
+    (tmp_path / "d/e").mkdir(parents=True)
+    write(tmp_path / "d/a", "x")
+    write(tmp_path / "d/e/b", "yz")
+    first = describe(tmp_path / "d")
+    assert (first.name, first.bytes) == ("d", 3)
+    write(tmp_path / "d/e/b", "zy")
+    assert describe(tmp_path / "d").sha256 != first.sha256
 
 
 def test_describe(tmp_path):

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 from launching import ROOT, mpirun
 
+from hpctrain.config import from_text
 from hpctrain.data import pack
 
-SHAPES = {"digits": (8, 8), "fashion-mnist": (28, 28)}  # of a sample; each has 10 classes
+SHAPES = {"digits": (8, 8), "fashion-mnist": (28, 28), "rrna-genes": (256,), "sba-loans": (12,)}
 RUNS = sorted((ROOT / "jobs" / "runs").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_run_file_trains(path, tmp_path):
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (300, *SHAPES[path.stem]), np.uint8)
-    fields = {"image": image, "label": rng.integers(0, 10, 300)}
-    pack(fields, tmp_path / "data", splits={"train": 0.9, "test": 0.1})
+    section = from_text(path.read_text(encoding="utf-8"), str(path)).config.data
+    sample = rng.integers(0, 255, (300, *SHAPES[path.stem]), np.uint8)
+    fields = {section.input: sample, section.label: rng.integers(0, 10, 300)}
+    roles = {section.label: "label"}
+    pack(fields, tmp_path / "data", splits={"train": 0.9, "test": 0.1}, roles=roles)
 
     settings = {"run.folder": tmp_path / "run", "data.path": tmp_path / "data", "run.steps": 2}
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

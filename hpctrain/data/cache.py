@@ -36,6 +36,7 @@ class BlockCache:
         `read(block, out)` fills out[field], of shape (samples in the block, *shape).
         """
         self.blocks_read = 0
+        self.misses = 0  # samples that were asked for when their block was not here
         self._starts, self._read = starts, read
         self._rows = int(np.diff(starts).max(initial=1))  # rows per slot
         self._memory: Arrays = {
@@ -60,6 +61,14 @@ class BlockCache:
             if not self._missing:
                 self._copy(ids, blocks, out)
                 return out
+            held = self._slot_of[blocks]
+            misses = int(np.count_nonzero(held < 0))
+            if not misses:
+                self._clock += 1
+                self._used[held] = self._clock
+                self._copy(ids, blocks, out)
+                return out
+            self.misses += misses
             wanted = np.unique(blocks)
             slots = len(self._block_in)
             for first in range(0, len(wanted), slots):
@@ -71,6 +80,12 @@ class BlockCache:
                     where = np.flatnonzero((blocks >= some[0]) & (blocks <= some[-1]))
                     self._scatter(ids[where], blocks[where], where, out)
         return out
+
+    def preload(self, blocks: NDArray[np.int64]) -> None:
+        """Bring blocks in before they are asked for; at most as many as there are slots."""
+        with self._lock:
+            if (self._slot_of[blocks] < 0).any():
+                self._hold(blocks)
 
     def _positions(self, ids: NDArray[np.int64], blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         positions: NDArray[np.int64] = (

@@ -7,6 +7,7 @@ Layer: data. Is given a communicator or none; knows nothing of orders or batches
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hpctrain.data.manifest import Field, Manifest, Split, load_manifest, schema_sha256
 from hpctrain.data.ragged import Ragged
-from hpctrain.data.shard import Header, ShardReader
+from hpctrain.data.shard import Header, ShardReader, check_filters
 from hpctrain.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Dataset:
     def shard(self, split: str, index: int) -> ShardReader:
         """Open shard `index` of a split; the caller closes it."""
         shard = self.split(split).shards[index]
+        check_filters(self.path, self.manifest.required_features)
         header = self.header(split, index)
         return ShardReader(self.path / shard.file, header, self.fields, shard.bytes)
 
@@ -147,11 +149,15 @@ class Dataset:
 
     def keys(self, split: str) -> NDArray[np.uint64]:
         """The stable keys of a split's samples, uint64 of shape (n,), by sample id."""
-        keys = []
+        return self.index(split, "key", np.dtype(np.uint64))
+
+    def index(self, split: str, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An index ("key", "label", "group") of all samples of a split, (n,), by sample id."""
+        parts = []
         for index in range(len(self.split(split).shards)):
             with self.shard(split, index) as shard:
-                keys.append(shard.read_index("key"))
-        return np.concatenate(keys) if keys else np.empty(0, np.uint64)
+                parts.append(shard.read_index(name))
+        return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
 
 
 class ShardFiles:
@@ -160,8 +166,15 @@ class ShardFiles:
     def __init__(self, dataset: Dataset, split: str, limit: int) -> None:
         self._dataset, self._split, self._limit = dataset, split, limit
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._process = os.getpid()
 
     def __getitem__(self, index: int) -> ShardReader:
+        if os.getpid() != self._process:
+            raise DataError(
+                f"process {os.getpid()} was forked from {self._process}, which reads "
+                f"{self._dataset.path}: what HDF5 holds open is shared by both and reads wrong "
+                f"data; make the loader after the fork, or start processes with spawn"
+            )
         if index not in self._open:
             while len(self._open) >= self._limit:
                 self._open.popitem(last=False)[1].close()

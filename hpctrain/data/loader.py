@@ -12,28 +12,35 @@ Notation: N samples in the split, G per global batch, m per microbatch, P ranks.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.data.cache import BlockCache
 from hpctrain.data.dataset import Dataset, ShardFiles
-from hpctrain.data.manifest import Field
+from hpctrain.data.figures import Figures
 from hpctrain.data.microbatches import assign, batch_bounds, cut, steps
-from hpctrain.data.order import SEQUENTIAL, Order, Window, make_order
+from hpctrain.data.node_cache import NodeCache, open_node_cache
+from hpctrain.data.order import SEQUENTIAL, BlockWindowOrder, Window
 from hpctrain.data.prefetch import Prefetch
-from hpctrain.data.shard import storage_dtype
+from hpctrain.data.sampling import AnyOrder, Orders
+from hpctrain.data.transforms import Transform
+from hpctrain.data.views import Patches, Windows, open_view
 from hpctrain.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from hpctrain.mpi.topology import Topology
 
 __all__ = ["Batch", "Loader", "State"]
 
 DEPTH = 2  # batches prepared ahead
 IN_FLIGHT = DEPTH + 2  # and the one being made, and the one in use
 OPEN_SHARDS = 8
-COMPARED = ("dataset_id", "split", "order", "seed", "window")
+COMPARED = ("dataset_id", "split", "view", "order", "seed", "window")
 
 
 class State(TypedDict):
@@ -41,6 +48,7 @@ class State(TypedDict):
 
     dataset_id: str
     split: str
+    view: str
     order: str
     seed: int
     window: Window
@@ -66,18 +74,25 @@ class Batch:
 class Loader:
     """Batches of a split for one rank of `size`.
 
-    Not collective: nothing is exchanged between ranks. All ranks must pass the same arguments but
-    `rank`; then every rank gets the same number of batches, and every sample is in exactly one
-    batch of one rank per epoch. A rank may get batches of 0 samples (more ranks than
+    Not collective: nothing is exchanged between ranks (but see `node`). All ranks must pass the
+    same arguments but `rank`; then every rank gets the same number of batches, and every sample is
+    in exactly one batch of one rank per epoch (but for orders that draw with replacement). A rank
+    may get batches of 0 samples (more ranks than
     microbatches); it takes part in the step all the same.
 
     Args:
         dataset, split: what to read.
         batch_size: G, samples of a global batch; the last batch of an epoch may be short.
         microbatch: m, at most G; default G, which only one rank can compute.
-        seed, window, order: see `hpctrain.data.order`. `window` is in blocks, or "all".
-        fields: names of the fields to read, all by default. Ragged fields are not served.
+        seed, window, order: see `hpctrain.data.order` and `hpctrain.data.sampling`. `window` is in
+            blocks, or "all". weights: the field of the order weighted-v1.
+        fields: names of the fields to read, all of fixed shape by default.
+        view: what a sample is: None (a row), `Windows` of text or `Patches` of volumes.
+        transform: random changes keyed by (seed, epoch, sample), see `hpctrain.data.transforms`.
         max_bytes: bound on this rank's decoded blocks and batches, checked here.
+        node: keep the decoded split once per node, in memory that its ranks share; each reads its
+            part now. Then creating the loader is collective over `node.comm`. Where the memory is
+            short, every rank keeps blocks of its own, with one warning.
 
     Raises `UsageError` for arguments that break a rule, `DataError` for what the data set lacks.
     Reading errors are `DataError`s raised by `next`.
@@ -96,23 +111,30 @@ class Loader:
         fields: Sequence[str] | None = None,
         max_bytes: int = 1 << 30,
         order: str = "blockwin-v1",
+        weights: str | None = None,
+        view: Windows | Patches | None = None,
+        transform: Transform | None = None,
+        node: Topology | None = None,
     ) -> None:
         self.dataset, self.split = dataset, split
         self.batch_size, self.microbatch = batch_size, microbatch or batch_size
         self.rank, self.size = rank, size
-        self.seed, self.window, self.order = int(seed), window, order
-        self.samples = dataset.split(split).n
+        self.seed, self.window = int(seed), window
+        dataset.split(split)  # refuses a wrong name
         self._check()
-        self._table = dataset.table(split)
-        make_order(order, self._table.starts, self.seed, 0, window)  # refuses a wrong name
-        self._schema = _served(dataset, fields)
+        self._view = open_view(dataset, split, fields, view)
+        self.samples = int(self._view.starts[-1])
+        self._orders = Orders(dataset, split, order, self._view.starts, self.seed, window, weights)
+        self.order, self._sequential = self._orders.name, order == SEQUENTIAL
+        self._transform = transform
         self._files = ShardFiles(dataset, split, OPEN_SHARDS)
-        self._cache = BlockCache(
-            self._table.starts,
-            {name: (storage_dtype(f.dtype), _shape(f)) for name, f in self._schema.items()},
-            self._slots(max_bytes),
-            self._read_block,
-        )
+        self.figures = Figures()
+        self._cache: BlockCache | NodeCache | None = None
+        if node is not None:
+            self._cache = self._shared(node)
+        self._room = 0 if isinstance(self._cache, NodeCache) else self._slots(max_bytes)
+        if self._cache is None and not self._view.varies:
+            self._cache = self._new_cache(0)
 
     @property
     def steps(self) -> int:
@@ -122,7 +144,7 @@ class Loader:
     @property
     def blocks_read(self) -> int:
         """Blocks read from disk so far; each holds up to `manifest.block_samples` samples."""
-        return self._cache.blocks_read
+        return self.figures.blocks_read
 
     def epoch(
         self, epoch: int, start_step: int = 0, *, position: int | None = None
@@ -136,8 +158,7 @@ class Loader:
         first = start_step * self.batch_size if position is None else position
         if start_step < 0 or first < 0:
             raise UsageError(f"start_step {start_step} and position {first} must not be negative")
-        order = make_order(self.order, self._table.starts, self.seed, epoch, self.window)
-        return Prefetch(self._batches(order, start_step, first), DEPTH)
+        return Prefetch(self._batches(epoch, start_step, first), DEPTH, self._waited)
 
     def state(self, epoch: int, step: int = 0, *, position: int | None = None) -> State:
         """The state after `step` steps of an epoch have been used by the optimizer.
@@ -150,6 +171,7 @@ class Loader:
         return State(
             dataset_id=self.dataset.dataset_id,
             split=self.split,
+            view=self._view.name,
             order=self.order,
             seed=self.seed,
             window=self.window,
@@ -164,7 +186,7 @@ class Loader:
         what differs if the data set, split, order, seed or window has.
         """
         mine: dict[str, Any] = dict(self.state(0))
-        other: dict[str, Any] = dict(state)
+        other: dict[str, Any] = {"view": "rows", **state}  # as it was before there were others
         lacking = sorted(mine.keys() - other.keys())
         if lacking:
             raise DataError(f"the saved state of the data has no {', '.join(lacking)}")
@@ -187,23 +209,70 @@ class Loader:
         """Close the shards that are open. They are opened again when needed."""
         self._files.close()
 
-    def _batches(self, order: Order, step: int, position: int) -> Iterator[Batch]:
-        left = self.samples - position
+    def _batches(self, epoch: int, step: int, position: int) -> Iterator[Batch]:
+        order, left = self._orders.epoch(epoch), self.samples - position
+        cache = self._cache or self._new_cache(epoch)
         for number in range(steps(max(left, 0), self.batch_size)):
             first, last = batch_bounds(number, self.batch_size, left)
-            yield self._batch(order, step + number, position + first, last - first)
+            yield self._batch(order, cache, epoch, step + number, position + first, last - first)
+            if isinstance(order, BlockWindowOrder) and isinstance(cache, BlockCache):
+                self._read_ahead(order, cache, position + last)
 
-    def _batch(self, order: Order, step: int, position: int, count: int) -> Batch:
+    def _batch(
+        self,
+        order: AnyOrder,
+        cache: BlockCache | NodeCache,
+        epoch: int,
+        step: int,
+        position: int,
+        count: int,
+    ) -> Batch:
         bounds = cut(count, self.microbatch)
         mine = assign(len(bounds) - 1, self.size, self.rank)
         groups = bounds[mine.start : mine.stop + 1]
         ids = order.samples(position + int(groups[0]), position + int(groups[-1]))
-        return Batch(step, position, self._cache.gather(ids), ids, groups - groups[0], count)
+        misses = cache.misses
+        fields = cache.gather(ids)
+        self.figures.misses += cache.misses - misses
+        self.figures.samples += len(ids)
+        self.figures.bytes_served += sum(array.nbytes for array in fields.values())
+        if self._transform is not None:
+            fields = self._transform(fields, ids, self.seed, epoch)
+        return Batch(step, position, fields, ids, groups - groups[0], count)
 
-    def _read_block(self, block: int, out: dict[str, NDArray[Any]]) -> None:
-        shard = self._files[int(self._table.shard[block])]
-        for name, array in out.items():
-            shard.read_block(name, int(self._table.block[block]), array)
+    def _read_ahead(self, order: BlockWindowOrder, cache: BlockCache, position: int) -> None:
+        """Read a share of the next window's blocks, if there is room for two windows."""
+        if self.window != "all" and self._room >= 2 * self.window:
+            cache.preload(order.blocks_around(position))
+
+    def _waited(self, seconds: float) -> None:
+        self.figures.wait_seconds += seconds
+
+    def _new_cache(self, epoch: int) -> BlockCache:
+        return BlockCache(
+            self._view.starts,
+            self._view.fields,
+            self._room,
+            lambda block, out: self._read_block(epoch, block, out),
+        )
+
+    def _shared(self, node: Topology) -> NodeCache | None:
+        """The node's cache, or None where it cannot be had. Collective over `node.comm`."""
+        if self._view.varies:
+            raise UsageError("windows of text differ from epoch to epoch: no node cache holds them")
+        return open_node_cache(
+            node,
+            self._view.starts,
+            self._view.fields,
+            lambda block, out: self._read_block(0, block, out),
+        )
+
+    def _read_block(self, epoch: int, block: int, out: dict[str, NDArray[Any]]) -> None:
+        begun = time.perf_counter()
+        self._view.read(self._files, (self.seed, epoch), block, out)
+        self.figures.read_seconds += time.perf_counter() - begun
+        self.figures.blocks_read += 1
+        self.figures.bytes_read += sum(array.nbytes for array in out.values())
 
     def _check(self) -> None:
         if self.batch_size < 1 or not 1 <= self.microbatch <= self.batch_size:
@@ -216,16 +285,16 @@ class Loader:
 
     def _slots(self, max_bytes: int) -> int:
         """How many blocks to keep: all if they fit, else at least what the order needs at once."""
-        blocks = len(self._table.starts) - 1
-        rows = int(np.diff(self._table.starts).max(initial=1))
+        blocks = len(self._view.starts) - 1
+        rows = int(np.diff(self._view.starts).max(initial=1))
         per_sample = sum(
-            storage_dtype(f.dtype).itemsize * int(np.prod(_shape(f), dtype=np.int64))
-            for f in self._schema.values()
+            dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            for dtype, shape in self._view.fields.values()
         )
         most = steps(steps(self.batch_size, self.microbatch), self.size) * self.microbatch
         batches = IN_FLIGHT * min(most, self.batch_size, self.samples)
         fixed = (batches + rows) * per_sample  # rows: HDF5's buffer for the chunk being decoded
-        if self.order == SEQUENTIAL:
+        if self._sequential:
             needed, name = -(-self.batch_size // rows) + 1, "batch"
         else:
             needed = blocks if self.window == "all" else self.window
@@ -241,21 +310,3 @@ class Loader:
                 + (f", or set the window to {room} blocks" if room > 0 else "")
             )
         return max(1, min(room, blocks))
-
-
-def _shape(field: Field) -> tuple[int, ...]:
-    return () if field.shape == "ragged" else field.shape
-
-
-def _served(dataset: Dataset, names: Sequence[str] | None) -> dict[str, Field]:
-    """The fields to read: those asked for, or all of fixed shape."""
-    if names is None:
-        return {n: f for n, f in dataset.fields.items() if f.shape != "ragged"}
-    fields = {name: dataset.field(name) for name in names}
-    ragged = [name for name, field in fields.items() if field.shape == "ragged"]
-    if ragged:
-        raise DataError(
-            f"field {ragged[0]!r} of {dataset.path} is ragged: batches hold fields of fixed shape "
-            f"only; read it with Dataset.read"
-        )
-    return fields

@@ -84,9 +84,10 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
     vocab: tuple[str, ...] | None = None  # code i stands for vocab[i]
     columns: tuple[Column, ...] | None = None
     stats: Stats | None = None
+    tokens: int | None = None  # text: number of codes; code 0 ends a document
 
 
-class Shard(msgspec.Struct, frozen=True):
+class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
     """One shard file; `file` is relative to the data set's directory."""
 
     file: str
@@ -95,6 +96,7 @@ class Shard(msgspec.Struct, frozen=True):
     n: int
     blocks: int
     class_counts: tuple[int, ...] | None = None
+    values: dict[str, int] | None = None  # of the ragged fields: values in this shard
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -150,7 +152,7 @@ def schema_sha256(fields: dict[str, Field], block_samples: int, features: tuple[
         "block_samples": block_samples,
         "features": features,
         "fields": {
-            name: [f.dtype, f.shape, f.role, f.vocab, [c.name for c in f.columns or ()]]
+            name: [f.dtype, f.shape, f.role, f.vocab, [c.name for c in f.columns or ()], f.tokens]
             for name, f in fields.items()
         },
     }

@@ -79,6 +79,19 @@ class BlockWindowOrder:
             start = last
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def blocks_around(self, position: int) -> NDArray[np.int64]:
+        """The blocks of the window at `position`, and a share of the next window's blocks.
+
+        The share is the part of this window that lies before `position`: read step by step, the
+        next window is in memory when this one ends.
+        """
+        window = int(np.searchsorted(self._bounds, position, side="right")) - 1
+        if window + 1 >= len(self._bounds):
+            return np.empty(0, np.int64)
+        first, last = int(self._bounds[window]), int(self._bounds[window + 1])
+        share = -(-(position - first) * self._width // (last - first))
+        return self._blocks[window * self._width : (window + 1) * self._width + share]
+
     def _window(self, window: int) -> NDArray[np.int64]:
         if self._last[0] != window:
             blocks = self._blocks[window * self._width : (window + 1) * self._width]

@@ -1,9 +1,7 @@
-"""Packing: arrays into shards and a manifest, safe to kill at any point.
+"""Packing: arrays, or any Python iterable of samples, into shards and a manifest.
 
-A shard is written aside, synced, read back and compared with what it should hold, then renamed;
-the manifest comes last. So a directory with a manifest is whole, and a killed packer leaves none.
-The bytes that are written depend on the arrays and the arguments only: not on the clock, on paths,
-or on what was there before.
+The bytes that are written depend on the samples and the arguments only: not on the clock, on
+paths, on the number of ranks, or on what was there before.
 
 Layer: data.
 """
@@ -11,45 +9,40 @@ Layer: data.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hpctrain.data.manifest import (
-    MANIFEST,
-    Field,
-    Manifest,
-    Provenance,
-    Shard,
-    Source,
-    Split,
-    dataset_id,
-    load_manifest,
-    write_manifest,
-)
-from hpctrain.data.order import BLOCKWIN
-from hpctrain.data.plan import Array, Plan, Settings, make_plan
-from hpctrain.data.ragged import Ragged
-from hpctrain.data.shard import Header, ShardReader, write_shard
-from hpctrain.data.stats import FieldStatistics
+from hpctrain.data.agreed import agreed
+from hpctrain.data.manifest import MANIFEST, Manifest, Provenance, Source, load_manifest
+from hpctrain.data.plan import Plan, Settings, make_plan
+from hpctrain.data.schema import About
+from hpctrain.data.spool import Spooled, spool_samples
+from hpctrain.data.write import Progress, planned, write_data_set
 from hpctrain.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 __all__ = ["pack"]
 
-PACKER = "hpctrain data pack 1"  # the number grows when the same input gives other bytes
-Index = dict[str, NDArray[Any]]
+PACKER = "hpctrain data pack 2"  # the number grows when the same input gives other bytes
+SPOOL = "spool.part"
 
 
 def pack(
-    fields: Mapping[str, Any],
+    fields: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     out: str | Path,
     *,
     roles: Mapping[str, str] | None = None,
     splits: Mapping[str, float] | None = None,
+    key: str | None = None,
+    group: str | None = None,
+    stratify: str | None = None,
     seed: int = 0,
     shuffle: bool = True,
     block_samples: int | None = None,
@@ -57,67 +50,186 @@ def pack(
     gzip: bool = False,
     force: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
     columns: Mapping[str, list[str]] | None = None,
+    vocabularies: Mapping[str, tuple[str, ...]] | None = None,
+    tokens: Mapping[str, int] | None = None,
+    files: Mapping[str, str] | None = None,
     sources: Sequence[Source] = (),
     licence: str | None = None,
+    notes: Mapping[str, Any] | None = None,
+    comm: MPI.Intracomm | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Write a data set into directory `out` and return its manifest.
+
+    Collective if `comm` is given: all ranks pass the same arguments, each writes its share of the
+    shards, and the bytes are the same for any number of ranks. An iterable is read by rank 0 alone.
 
     Args:
         fields: name -> array of shape (n, ...), the same n for all; or, where the splits are
             given, split -> name -> array. Numbers, booleans (stored as uint8), strings (stored as
-            codes) or `Ragged`. Mapped arrays are read piece by piece.
+            codes), `Ragged` or `Computed`. Mapped arrays are read piece by piece. Or an iterable
+            of samples, each a dict of numbers, words, bytes or arrays: it is read once, in bounded
+            memory, through files in `out` that are removed at the end.
         roles: name -> "input", "label", "mask" or "weight". Default: fields called "label",
             "mask" and "weight" have that role, all others are inputs.
         splits: fractions that add up to 1, such as {"train": 0.8, "test": 0.2}. A sample's split
-            follows from its row number alone, so appended rows change no older sample's split.
+            follows from its key alone, so that appended samples change no older one's.
             Default: everything is "train".
+        key: the field (whole numbers or words, no two alike) that says who a sample is. Default:
+            the row number. group: samples with equal values of this field are in the same split.
+            Key and group are packed as fields only if they have a role in `roles`.
+        stratify: deal the classes of this field evenly to the shards.
         seed, shuffle: samples are written in a random order, so that every block is a fair draw.
         block_samples: samples per block, the unit of reading (default: about 1 MiB).
         shard_samples: samples per file (default: about 128 MiB).
         gzip: compress blocks; smaller, and several times slower to read.
         force: replace a data set that is there. resume: keep shards that are already right.
-        columns, sources, licence: recorded in the manifest.
+        dry_run: write no data set; the manifest has counts, but neither sizes nor checksums.
+        columns, vocabularies, tokens: names of a table's columns; what the codes of a field stand
+            for; how many codes a field of text has. By field; recorded in the manifest, as are
+            sources, licence and notes. files: name -> text, written beside the shards.
+        progress: called on rank 0 with (samples written, samples in all), of this rank.
 
     Statistics come from the split "train", or the first if there is none. Raises `UsageError` or
     `DataError`; then `out` has no manifest, or still the one it had.
     """
+    settings = Settings(
+        roles or {}, seed, shuffle, block_samples, shard_samples, gzip, key, group, stratify
+    )
+    about = About(columns or {}, vocabularies or {}, tokens or {})
+    job = _Job(Path(out), settings, about, splits, force, resume, dry_run, comm, progress)
+    job.files, job.notes = dict(files or {}), dict(notes or {})
+    job.sources, job.licence = tuple(sources), licence
+    if isinstance(fields, Mapping):
+        return job.write(fields)
+    return _through_spool(fields, job.directory, job.write, force or resume or dry_run, comm)
+
+
+@dataclass
+class _Job:
+    """The arguments of one packing."""
+
+    directory: Path
+    settings: Settings
+    about: About
+    splits: Mapping[str, float] | None
+    force: bool
+    resume: bool
+    dry_run: bool
+    comm: MPI.Intracomm | None
+    progress: Progress | None
+    files: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    licence: str | None = None
+
+    def write(self, content: Mapping[str, Any]) -> Manifest:
+        """Plan and write a data set of these fields. Collective if there is a communicator."""
+        plan, provenance = _certain(
+            agreed(self.comm, "read the sources", lambda: self._prepare(content))
+        )
+        if self.dry_run:
+            return planned(plan, provenance)
+        agreed(
+            self.comm,
+            f"write the data set {self.directory}",
+            lambda: _prepare(self.directory, provenance, self.force, self.resume),
+            only_first=True,
+        )
+        return write_data_set(
+            self.directory, plan, provenance, self.resume, self.comm, self.progress, self.files
+        )
+
+    def _prepare(self, content: Mapping[str, Any]) -> tuple[Plan, Provenance]:
+        plan = _plan(content, self.splits, self.about, self.settings)
+        arguments = _arguments(plan, self.settings, self.splits) | self.notes
+        sums = {n: hashlib.sha256(t.encode()).hexdigest() for n, t in self.files.items()}
+        arguments |= {"files": sums} if sums else {}
+        seed = self.settings.seed
+        return plan, Provenance(self.sources, PACKER, seed, arguments, self.licence)
+
+
+def _through_spool(
+    samples: Iterable[Mapping[str, Any]],
+    directory: Path,
+    write: Callable[[Mapping[str, Any]], Manifest],
+    allowed: bool,
+    comm: MPI.Intracomm | None,
+) -> Manifest:
+    """Spool an iterable beside the shards, write the data set, and remove the spool."""
+    folder = directory / SPOOL
+    new = not directory.exists()
+
+    def spool() -> list[Spooled]:
+        if (directory / MANIFEST).exists() and not allowed:
+            raise DataError(f"{directory} already holds a data set; --force replaces it")
+        shutil.rmtree(folder, ignore_errors=True)
+        return spool_samples(samples, folder)
+
+    try:
+        spooled = agreed(comm, f"write into {folder}", spool, only_first=True)
+        if comm is not None:
+            spooled = comm.bcast(spooled)
+        content: dict[str, Any] = {}
+        for one in _certain(spooled):
+            content |= one.fields()
+        return write(content)
+    finally:
+        if comm is None or comm.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            if new and directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()
+
+
+def _certain(value: Any) -> Any:
+    """A result that `agreed` gave, which is there or an error was raised."""
+    assert value is not None
+    return value
+
+
+def _plan(
+    fields: Mapping[str, Any],
+    splits: Mapping[str, float] | None,
+    about: About,
+    settings: Settings,
+) -> Plan:
     if not fields:
         raise UsageError("there is nothing to pack: no fields were given")
     given = all(isinstance(value, Mapping) for value in fields.values())
     if given and splits:
         raise UsageError("the splits are given by the sources: fractions cannot be given as well")
     parts = dict(fields) if given else {"" if splits else "train": dict(fields)}
-    settings = Settings(roles or {}, seed, shuffle, block_samples, shard_samples, gzip)
-    plan = make_plan(parts, splits, columns or {}, settings)
-    arguments = _arguments(plan, settings, splits)
-    provenance = Provenance(tuple(sources), PACKER, seed, arguments, licence)
-    _check_keys(plan)
-    directory = Path(out)
-    try:
-        _prepare(directory, provenance, force, resume)
-        return _write(directory, plan, provenance, resume)
-    except OSError as error:
-        raise DataError(f"cannot write the data set {directory}: {error}") from error
+    plan = make_plan(parts, splits, about, settings)
+    _check_keys(plan, settings)
+    return plan
 
 
 def _arguments(
     plan: Plan, settings: Settings, splits: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """The arguments as they were understood, for the manifest."""
+    named = {name: getattr(settings, name) for name in ("key", "group", "stratify")}
     return {
         "splits": dict(splits) if splits else list(plan.splits),
-        "roles": {name: field.role for name, field in plan.fields.items()},
+        "roles": {name: schema.role for name, schema in plan.fields.items()},
         "shuffle": settings.shuffle,
         "block_samples": plan.block_samples,
         "shard_samples": plan.shard_samples,
         "gzip": settings.gzip,
-    }
+    } | {name: value for name, value in named.items() if value is not None}
 
 
-def _check_keys(plan: Plan) -> None:
+def _check_keys(plan: Plan, settings: Settings) -> None:
     keys = np.concatenate([rows.keys for rows in plan.splits.values()])
-    if len(np.unique(keys)) != len(keys):
+    twice = len(keys) - len(np.unique(keys))
+    if twice and settings.key:
+        raise DataError(
+            f"{twice} samples have a {settings.key!r} that another sample has too: it is not a "
+            f"key; use it as the group, or leave the key to the row numbers"
+        )
+    if twice:
         raise DataError("two samples have the same key; pack the data in another order")
 
 
@@ -141,127 +253,3 @@ def _prepare(directory: Path, provenance: Provenance, force: bool, resume: bool)
     manifest.unlink(missing_ok=True)
     for shard in shards if force else ():
         shard.unlink()
-
-
-def _write(directory: Path, plan: Plan, provenance: Provenance, resume: bool) -> Manifest:
-    measured = "train" if "train" in plan.splits else next(iter(plan.splits))
-    statistics = FieldStatistics(plan.fields)
-    splits = {}
-    for name in plan.splits:
-        (directory / name).mkdir(parents=True, exist_ok=True)
-        shards = []
-        for index, first, last in plan.shards(name):
-            arrays = {
-                field: plan.splits[name].take(field, first, last, schema.dtype)
-                for field, schema in plan.fields.items()
-            }
-            shards.append(_shard(directory, plan, name, index, arrays, first, resume))
-            if name == measured:
-                statistics.add(arrays, plan.block_samples)
-        splits[name] = Split(sum(shard.n for shard in shards), tuple(shards))
-        _sync(directory / name)
-    _check_counts(plan, splits)
-    _remove_strays(directory, splits)
-    fields = statistics.into(plan.fields)
-    manifest = Manifest(
-        dataset_id=dataset_id(plan.schema, splits),
-        required_features=plan.features,
-        order=BLOCKWIN,
-        block_samples=plan.block_samples,
-        fields=fields,
-        splits=splits,
-        provenance=provenance,
-    )
-    write_manifest(directory, manifest)
-    _sync(directory)
-    return manifest
-
-
-def _shard(
-    directory: Path,
-    plan: Plan,
-    split: str,
-    number: int,
-    arrays: dict[str, Array],
-    first: int,
-    resume: bool,
-) -> Shard:
-    """Write one shard, or keep the one that is there and right; return its manifest entry."""
-    n = len(next(iter(arrays.values())))
-    header = Header(split, number, n, plan.block_samples, plan.schema, "gzip" in plan.features)
-    index: Index = {"key": plan.splits[split].keys[first : first + n]}
-    counts = None
-    if plan.label is not None and plan.classes is not None:
-        labels = arrays[plan.label]
-        assert isinstance(labels, np.ndarray)  # a class label has a fixed shape
-        index["label"] = labels.astype(np.int32)
-        counts = tuple(int(c) for c in np.bincount(labels.astype(np.int64), minlength=plan.classes))
-    file = f"{split}/shard-{number:05d}.h5"
-    path, part = directory / file, directory / f"{file}.part"
-    if not (resume and path.exists() and not _differs(path, plan.fields, header, arrays, index)):
-        write_shard(part, header, arrays, index)
-        wrong = _differs(part, plan.fields, header, arrays, index)
-        if wrong:
-            raise DataError(f"{part} was not written correctly: {wrong}; is the disk sound?")
-        part.replace(path)
-    with path.open("rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    return Shard(file, path.stat().st_size, sha256, n, header.blocks, counts)
-
-
-def _differs(
-    path: Path,
-    fields: Mapping[str, Field],
-    header: Header,
-    arrays: Mapping[str, Array],
-    index: Index,
-) -> str:
-    """What in the shard at `path` is not as it should be; an empty string if nothing is."""
-    try:
-        with ShardReader(path, header, fields) as shard:
-            for name, array in arrays.items():
-                for block, content in enumerate(shard.blocks(name)):
-                    if not _same(content, array, *header.rows(block)):
-                        return f"field {name!r}, block {block} differs"
-            for name, values in index.items():
-                if not np.array_equal(shard.read_index(name), values):
-                    return f"index {name!r} differs"
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def _same(content: Array, array: Array, first: int, last: int) -> bool:
-    """Equal bit for bit (NaN equals NaN)."""
-    if isinstance(array, Ragged):
-        assert isinstance(content, Ragged)  # both have the schema's kind
-        values = array.values[array.offsets[first] : array.offsets[last]]
-        lengths = np.diff(array.offsets[first : last + 1])
-        same = np.array_equal(np.diff(content.offsets), lengths)
-        return same and content.values.tobytes() == values.tobytes()
-    assert isinstance(content, np.ndarray)
-    return content.tobytes() == array[first:last].tobytes()
-
-
-def _check_counts(plan: Plan, splits: Mapping[str, Split]) -> None:
-    """As many samples as came in went out."""
-    for name, rows in plan.splits.items():
-        if splits[name].n != len(rows.rows):
-            raise DataError(f"split {name!r}: {len(rows.rows)} came in, {splits[name].n} went out")
-
-
-def _remove_strays(directory: Path, splits: Mapping[str, Split]) -> None:
-    """Remove shards of an earlier, unfinished packing that the new manifest does not list."""
-    listed = {directory / shard.file for split in splits.values() for shard in split.shards}
-    for path in directory.glob("*/shard-*.h5*"):
-        if path not in listed:
-            path.unlink()
-
-
-def _sync(directory: Path) -> None:
-    """Make renames in `directory` survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,11 +10,12 @@ Layer: data. Knows nothing of what the items are; makes no MPI call.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 __all__ = ["Prefetch"]
@@ -27,11 +28,15 @@ class Prefetch(Iterator[T], Generic[T]):
     """Iterate over `items`, produced by a thread at most `depth` items ahead.
 
     Use it in a `for` loop or as a context manager; `close()` returns within a second.
-    `waited` is the time, in seconds, that `next` spent waiting for items.
+    `waited` is the time, in seconds, that `next` spent waiting for items; `on_wait` is called with
+    each part of it.
     """
 
-    def __init__(self, items: Iterator[T], depth: int) -> None:
+    def __init__(
+        self, items: Iterator[T], depth: int, on_wait: Callable[[float], None] | None = None
+    ) -> None:
         self.waited = 0.0
+        self._on_wait = on_wait
         self._channel: _Channel[T] = _Channel(depth)
         thread = threading.Thread(
             target=_fill, args=(items, self._channel), name="hpctrain-prefetch", daemon=True
@@ -47,7 +52,10 @@ class Prefetch(Iterator[T], Generic[T]):
             self.close()
             raise
         finally:
-            self.waited += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.waited += seconds
+            if self._on_wait is not None:
+                self._on_wait(seconds)
 
     def close(self) -> None:
         """End the thread and drop what it prepared. May be called more than once."""
@@ -60,47 +68,62 @@ class Prefetch(Iterator[T], Generic[T]):
         self.close()
 
 
+class _End:
+    """The last thing in a channel."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
 class _Channel(Generic[T]):
-    """A bounded queue between two threads that either of them may end."""
+    """A bounded queue between two threads that either of them may end.
+
+    Two queues of C code, one of items and one of permits to put some: a condition variable costs
+    several times as much per batch.
+    """
 
     def __init__(self, depth: int) -> None:
-        self._depth = depth
-        self._items: deque[T] = deque()
-        self._changed = threading.Condition()
+        self._items: SimpleQueue[tuple[T] | _End] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(depth):
+            self._room.put(None)
         self._closed = False  # by the consumer
-        self._ended = False  # by the producer
-        self._error: BaseException | None = None
+        self._ended = False  # the consumer has seen the end
 
     def put(self, item: T) -> bool:
         """Append an item, waiting for room; False if the consumer closed the channel."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
-            if not self._closed:
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._closed
+        self._room.get()
+        if not self._closed:
+            self._items.put((item,))
+        if self._closed:  # maybe since then
+            self._drop()
+        return not self._closed
 
     def get(self) -> T:
         """The next item; StopIteration, or the producer's exception, after the last."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._ended or bool(self._items))
-            if self._items:
-                item = self._items.popleft()
-                self._changed.notify_all()
-                return item
-            error, self._error = self._error, None
-        raise error if error is not None else StopIteration
+        if self._ended:
+            raise StopIteration
+        found = self._items.get()
+        if isinstance(found, _End):
+            self._ended = True
+            raise StopIteration if found.error is None else found.error
+        self._room.put(None)
+        return found[0]
 
     def end(self, error: BaseException | None) -> None:
-        with self._changed:
-            self._ended, self._error = True, error
-            self._changed.notify_all()
+        self._items.put(_End(error))
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
+        self._closed = True
+        self._drop()
+        self._room.put(None)  # for a producer that waits
+
+    def _drop(self) -> None:
+        """Drop what was prepared, and let a consumer that waits see the end."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._items.get_nowait()
+        self._items.put(_End())
 
 
 def _fill(items: Iterator[T], channel: _Channel[T]) -> None:

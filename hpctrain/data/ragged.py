@@ -36,6 +36,15 @@ class Ragged:
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
         return cls(values, offsets)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of values of every sample, int64 (n,)."""
+        return np.diff(self.offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

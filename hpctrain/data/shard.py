@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,12 @@ from hpctrain.data.manifest import VERSION, Field
 from hpctrain.data.ragged import Ragged
 from hpctrain.errors import DataError
 
-__all__ = ["Header", "ShardReader", "chunk_shape", "storage_dtype", "write_shard"]
+__all__ = ["Header", "ShardReader", "check_filters", "chunk_shape", "storage_dtype", "write_shard"]
 
 SHARD_FORMAT = b"hpctrain-shard"
-SLAB = 4 << 20  # bytes: a sample larger than this is cut into several chunks
+SLAB = 1 << 20  # bytes: a sample larger than this is cut into several chunks
 RAGGED_CHUNK = 1 << 18  # values
+GROWTH = 4 << 20  # bytes that a shard in memory grows by
 _READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
@@ -79,10 +80,23 @@ def storage_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name).newbyteorder("<")
 
 
+def check_filters(where: Path, features: Collection[str]) -> None:
+    """Raise `DataError` if this HDF5 lacks a filter that the data set's chunks went through."""
+    wanted = {"fletcher32": h5py.h5z.FILTER_FLETCHER32}
+    if "gzip" in features:
+        wanted["gzip"] = h5py.h5z.FILTER_DEFLATE
+    lacking = [name for name, code in wanted.items() if not h5py.h5z.filter_avail(code)]
+    if lacking:
+        raise DataError(
+            f"{where} was packed with the HDF5 filter {', '.join(lacking)}, which this HDF5 "
+            f"({h5py.version.hdf5_version}) was built without: install h5py from PyPI"
+        )
+
+
 def chunk_shape(
     n_samples: int, block_samples: int, shape: tuple[int, ...], itemsize: int
 ) -> tuple[int, ...]:
-    """One chunk per block; a single sample above 4 MiB is cut along its leading dims."""
+    """One chunk per block; a single sample above 1 MiB is cut along its leading dims."""
     chunk = list(shape)
     if block_samples == 1:
         for dim in range(len(chunk)):
@@ -101,21 +115,25 @@ def write_shard(
 ) -> None:
     """Write one shard and sync it to disk. Arrays have `header.n_samples` rows.
 
-    `complete` is written after the data has been flushed: a shard without it is unfinished.
+    The file is made in memory and written by one call: HDF5 crashes the process (2.0, on closing)
+    or leaves a file open when a disk is full, a plain write raises `OSError`.
     """
     filters: dict[str, Any] = {"fletcher32": True}
     if header.gzip:
         filters |= {"compression": "gzip", "compression_opts": 1}
-    with h5py.File(path, "w", locking=False) as file:
+    with h5py.File(path, "w", driver="core", backing_store=False, block_size=GROWTH) as file:
         for key, value in header.attributes().items():
             file.attrs[key] = value
         for name, array in fields.items():
             _write_field(file, f"fields/{name}", array, header, filters)
         for name, array in index.items():
             _write_array(file, f"index/{name}", array, array.shape, {"fletcher32": True})
-        file.flush()
         file.attrs["complete"] = np.int64(1)
-    with path.open("rb") as written:
+        file.flush()
+        image = file.id.get_file_image()
+    with path.open("wb") as written:
+        written.write(image)
+        written.flush()
         os.fsync(written.fileno())
 
 
@@ -200,6 +218,26 @@ class ShardReader:
         if len(values) != offsets[-1] - offsets[0] or (np.diff(offsets) < 0).any():
             raise self._damaged(self._place(name, block), "offsets outside the data")
         return Ragged(values, offsets - offsets[0])
+
+    def read_values(self, name: str, first: int, last: int) -> NDArray[Any]:
+        """Values first to last - 1 of a ragged field, over the borders of its samples."""
+        try:
+            values: NDArray[Any] = self._data(f"fields/{name}/data")[first:last]
+        except _READ_ERRORS as error:
+            raise self._damaged(f"field {name!r}, values {first} to {last - 1}", error) from error
+        if len(values) != last - first:
+            raise self._damaged(f"field {name!r}", f"ends before value {last - 1}")
+        return values
+
+    def read_slab(self, name: str, row: int, first: int, last: int) -> NDArray[Any]:
+        """Planes first to last - 1 along the first dim of one sample; the others are not read."""
+        field = self._field(name)
+        try:
+            slab: NDArray[Any] = field[row, first:last]
+        except _READ_ERRORS as error:
+            block = row // self.header.block_samples
+            raise self._damaged(self._place(name, block), error) from error
+        return slab
 
     def read_index(self, name: str) -> NDArray[Any]:
         """Read the index dataset `name` whole: shape (n_samples,)."""

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.data.manifest import Source
-from hpctrain.data.tables import Categories, read_table
+from hpctrain.data.tables import read_table
 from hpctrain.errors import DataError
 
 __all__ = ["SourceData", "describe", "read_source"]
@@ -34,20 +34,27 @@ KNOWN = ".npy, .npz, .csv, .tsv (also .csv.gz, .tsv.gz), idx-ubyte files (also .
 
 @dataclass(frozen=True)
 class SourceData:
-    """The fields of one file; `columns` names the columns of fields made of a table."""
+    """The fields of a source, and what is known of them, by field."""
 
-    fields: dict[str, NDArray[Any] | Categories]
-    columns: dict[str, list[str]] = field(default_factory=dict)
+    fields: dict[str, Any]
+    columns: dict[str, list[str]] = field(default_factory=dict)  # of a table
+    vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # to be kept beside the shards
 
 
 def read_source(
-    path: Path, name: str | None = None, apart: Collection[str] = (), drop: Collection[str] = ()
+    path: Path,
+    name: str | None = None,
+    apart: Collection[str] = (),
+    drop: Collection[str] = (),
+    require: Collection[str] = (),
 ) -> SourceData:
     """Read the fields of a file, whose kind follows from its name and first bytes.
 
     `name` names the field of a file that holds one array (default: "features" for the numbers of
-    a table, else the file's stem); for `apart` and `drop`, columns of tables, see `read_table`.
-    Raises `DataError`.
+    a table, else the file's stem); for `apart`, `drop` and `require`, columns of tables, see
+    `read_table`. Raises `DataError`.
     """
     suffixes = [s for s in path.suffixes if s != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
@@ -58,7 +65,7 @@ def read_source(
             return SourceData({name or path.stem: _npy(path)})
         if suffix in (".csv", ".tsv"):
             name = name or "features"
-            fields, columns = read_table(path, name, apart, drop)
+            fields, columns = read_table(path, name, apart, drop, require)
             return SourceData(fields, {name: columns} if columns else {})
         return SourceData({name or path.name.split(".")[0]: _idx(path)})
     except FileNotFoundError as error:
@@ -68,7 +75,12 @@ def read_source(
 
 
 def describe(path: Path) -> Source:
-    """Name (without its folder), size and sha256 of a file."""
+    """Name (without its folder), size and sha256 of a file; of a folder, over all its files."""
+    if path.is_dir():
+        parts = [describe(file) for file in sorted(path.rglob("*")) if file.is_file()]
+        lines = "\n".join(f"{part.name} {part.sha256}" for part in parts)
+        every = hashlib.sha256(lines.encode()).hexdigest()
+        return Source(path.name, sum(part.bytes for part in parts), every)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Source(path.name, path.stat().st_size, digest)

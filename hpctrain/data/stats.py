@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,8 @@ from hpctrain.data.manifest import Column, Field, Stats
 from hpctrain.data.ragged import Ragged
 
 __all__ = ["FieldStatistics", "Running"]
+
+RAGGED = 1 << 18  # values of a ragged field taken in at a time
 
 
 class Running:
@@ -35,16 +38,23 @@ class Running:
         """Take in an array of any shape and numeric dtype; NaN and infinities are left out."""
         x = values.astype(np.float64).ravel()
         x = x[np.isfinite(x)]
-        if not x.size:
-            return
-        mean = float(x.mean())
-        m2 = float(np.square(x - mean).sum())
-        total = self.count + x.size
+        if x.size:
+            mean = float(x.mean())
+            m2 = float(np.square(x - mean).sum())
+            self._merge(x.size, mean, m2, float(x.min()), float(x.max()))
+
+    def merge(self, other: Running) -> None:
+        """Take in what another one has seen."""
+        if other.count:
+            self._merge(other.count, other.mean, other.m2, other.min, other.max)
+
+    def _merge(self, count: int, mean: float, m2: float, low: float, high: float) -> None:
+        total = self.count + count
         delta = mean - self.mean
-        self.mean += delta * x.size / total
-        self.m2 += m2 + delta * delta * self.count * x.size / total
+        self.mean += delta * count / total
+        self.m2 += m2 + delta * delta * self.count * count / total
         self.count = total
-        self.min, self.max = min(self.min, float(x.min())), max(self.max, float(x.max()))
+        self.min, self.max = min(self.min, low), max(self.max, high)
 
     def result(self) -> Stats | None:
         """The statistics, or None if there was no finite value."""
@@ -64,22 +74,25 @@ class FieldStatistics:
         """Take in a shard, `rows` samples at a time: float64 copies stay small."""
         for name, array in arrays.items():
             values = array.values if isinstance(array, Ragged) else array
-            for first in range(0, len(values), rows):
-                part = values[first : first + rows]
+            step = RAGGED if isinstance(array, Ragged) else rows
+            for first in range(0, len(values), step):
+                part = values[first : first + step]
                 self._whole[name].add(part)
                 for column, running in enumerate(self._columns[name]):
                     running.add(part[:, column])
 
+    def merge(self, other: FieldStatistics) -> None:
+        """Take in another shard's statistics."""
+        for name, running in self._whole.items():
+            running.merge(other._whole[name])
+            for mine, theirs in zip(self._columns[name], other._columns[name], strict=True):
+                mine.merge(theirs)
+
     def into(self, fields: Mapping[str, Field]) -> dict[str, Field]:
         """The fields with their statistics."""
         return {
-            name: Field(
-                field.dtype,
-                field.shape,
-                field.role,
-                field.vocab,
-                self._named(name, field),
-                self._whole[name].result(),
+            name: msgspec.structs.replace(
+                field, columns=self._named(name, field), stats=self._whole[name].result()
             )
             for name, field in fields.items()
         }

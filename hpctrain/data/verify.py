@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +18,52 @@ from hpctrain.data.manifest import Shard
 from hpctrain.data.shard import ShardReader
 from hpctrain.errors import DataError
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
 __all__ = ["verify"]
 
 
-def verify(path: str | Path) -> Iterator[str]:
+def verify(path: str | Path, comm: MPI.Intracomm | None = None) -> Iterator[str]:
     """Problems of the data set in directory `path`, one line each, as they are found.
 
-    A sound data set yields none. Raises `DataError` if there is no readable manifest.
+    A sound data set yields none. Raises `DataError` if there is no readable manifest. If `comm` is
+    given: collective; each rank reads its share of the shards, and all ranks yield the problems of
+    all, in the order of the shards, when everything has been read.
     """
-    dataset = open_dataset(path)
+    dataset = open_dataset(path, comm)
+    rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
+    jobs = [
+        (split, index, shard)
+        for split, content in dataset.manifest.splits.items()
+        for index, shard in enumerate(content.shards)
+    ]
     keys: list[NDArray[np.uint64]] = []
-    for split, content in dataset.manifest.splits.items():
-        for index, shard in enumerate(content.shards):
-            yield from _file(dataset.path / shard.file, shard)
-            try:
-                with dataset.shard(split, index) as reader:
-                    yield from _content(dataset, shard, reader, keys)
-            except DataError as error:
-                yield _first_part(error)
+    if comm is None:
+        for job in jobs:
+            yield from _shard(dataset, *job, keys)
+    else:
+        mine = [(i, list(_shard(dataset, *jobs[i], keys))) for i in range(rank, len(jobs), size)]
+        found = dict(pair for part in comm.allgather(mine) for pair in part)
+        keys = [part for parts in comm.allgather(keys) for part in parts]
+        for i in range(len(jobs)):
+            yield from found[i]
+    yield from _whole(dataset, keys)
+
+
+def _shard(
+    dataset: Dataset, split: str, index: int, shard: Shard, keys: list[NDArray[np.uint64]]
+) -> Iterator[str]:
+    yield from _file(dataset.path / shard.file, shard)
+    try:
+        with dataset.shard(split, index) as reader:
+            yield from _content(dataset, shard, reader, keys)
+    except DataError as error:
+        yield _first_part(error)
+
+
+def _whole(dataset: Dataset, keys: list[NDArray[np.uint64]]) -> Iterator[str]:
+    """What shards cannot say each for itself."""
     every = np.concatenate(keys) if keys else np.empty(0, np.uint64)
     twice = len(every) - len(np.unique(every))
     if twice:
