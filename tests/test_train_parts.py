@@ -58,6 +58,16 @@ def test_columns_of_a_table_are_normalized_one_by_one(tmp_path):
     np.testing.assert_allclose(sums.loss, (batch.fields["y"] ** 2).sum())
 
 
+def test_missing_numbers_count_as_the_mean(tmp_path):
+    x = np.array([[1.0, 5.0], [3.0, np.nan]])
+    pack({"x": x, "label": np.arange(2)}, tmp_path / "d", columns={"x": ["a", "b"]})
+    dataset = open_dataset(tmp_path / "d")
+    task = task_of(DataSection(path="x", input="x"), dataset, "float32")
+    batch = batch_of(dataset, task, 2)
+    found = task.inputs(DEVICE, batch).value
+    assert sorted(found.ravel().tolist()) == [-1, 0, 0, 1]
+
+
 def test_labels_weights_and_their_sums(tmp_path):
     labels = np.array([0, 2, -100, 1], np.int32)
     weights = np.array([1, 0.5, 7, 2], np.float32)

@@ -7,17 +7,17 @@ import json
 import sys
 
 from hpctrain.config import resolve
-from hpctrain.device import open_device
 from hpctrain.mpi.start import start
+from hpctrain.parallel.communicator import open_chosen_device
 from hpctrain.train.evaluate import evaluate
 from hpctrain.train.session import open_session
 from hpctrain.train.step import Trainer, schedule_of
 
 
 def main(run_file, count, *overrides):
-    comm = start()
     config = resolve(run_file, overrides).config
-    device = open_device("cpu")
+    device = open_chosen_device(config.run.device)
+    comm = start()
     result = {"samples": [], "loss": []}
     with open_session(config, device, comm) as session:
         loader = session.loader(config.data.train)

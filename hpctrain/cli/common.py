@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hpctrain.config import Resolved
     from hpctrain.device import Device
 
-__all__ = ["add_run_arguments", "begin", "resolved"]
+__all__ = ["add_gpu_mpi", "add_run_arguments", "begin", "resolved"]
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +30,28 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="use this value in the place of the run file's; may be repeated",
     )
+    add_gpu_mpi(parser, None)
+
+
+def add_gpu_mpi(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
+    """The option --gpu-mpi; see docs/gpu-mpi.md."""
+    parser.add_argument(
+        "--gpu-mpi",
+        choices=("auto", "on", "off"),
+        default=default,
+        help="whether MPI is given GPU memory: on, off, or (auto) where there is evidence that it "
+        "may (default: auto, or what the run file says)",
+    )
 
 
 def resolved(arguments: argparse.Namespace) -> Resolved:
     """The configuration that file, environment and options add up to."""
     from hpctrain.config import resolve
 
-    return resolve(arguments.run_file, arguments.overrides)
+    overrides = list(arguments.overrides)
+    if arguments.gpu_mpi is not None:
+        overrides.append(f"parallel.gpu_mpi={arguments.gpu_mpi}")
+    return resolve(arguments.run_file, overrides)
 
 
 def begin(resolve: Callable[[], Resolved]) -> tuple[Resolved, Device, MPI.Intracomm]:
@@ -44,20 +59,21 @@ def begin(resolve: Callable[[], Resolved]) -> tuple[Resolved, Device, MPI.Intrac
 
     What goes wrong before MPI runs is raised after, when it can be said once for all ranks.
     """
-    from hpctrain.device import open_device
     from hpctrain.errors import HpctrainError
     from hpctrain.log import set_up
-    from hpctrain.mpi.start import local_rank_from_environment, start
+    from hpctrain.mpi.gpu import warn_of_shared_gpus
+    from hpctrain.mpi.start import start
+    from hpctrain.parallel.communicator import open_chosen_device
 
     failure: HpctrainError | None = None
     try:
         configuration = resolve()
-        local_rank = local_rank_from_environment() or 0
-        device = open_device(configuration.config.run.device, local_rank=local_rank)
+        device = open_chosen_device(configuration.config.run.device)
     except HpctrainError as error:
         failure = error
     comm = start()
     set_up(comm.rank, comm.size)
     if failure is not None:
         raise failure
+    warn_of_shared_gpus(comm, device.uuid)
     return configuration, device, comm

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from hpctrain import __version__
-from hpctrain.cli import bench, config, data, doctor, evaluate, train
+from hpctrain.cli import bench, config, data, doctor, evaluate, report, submit, train
 from hpctrain.errors import HpctrainError
 
 __all__ = ["main", "parser"]
 
-COMMANDS = (train, evaluate, data, config, doctor, bench)
+COMMANDS = (train, evaluate, report, submit, data, config, doctor, bench)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _other_ranks() -> bool:
     """Whether MPI was started and this process is one of several."""
     mpi = sys.modules.get("mpi4py.MPI")
-    return mpi is not None and mpi.COMM_WORLD.size > 1
+    return mpi is not None and mpi.Is_initialized() and mpi.COMM_WORLD.size > 1

@@ -6,8 +6,18 @@ Layer: cli.
 from __future__ import annotations
 
 import argparse
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpctrain.cli.common import add_run_arguments, begin, resolved
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from hpctrain.config import Resolved, RunConfig
+    from hpctrain.mpi.calls import Log
+    from hpctrain.train.watchdog import Watchdog
 
 __all__ = ["add_parser"]
 
@@ -15,7 +25,10 @@ EPILOG = """
 examples:
   hpctrain train jobs/runs/digits.toml
   mpirun -n 2 hpctrain train jobs/runs/digits.toml --set optimizer.lr=0.05
-  srun hpctrain train run.toml --resume auto
+  srun hpctrain train run.toml --resume auto --stop-after 3h50m
+
+exit status: 0 finished; 75 stopped early with a valid checkpoint, start it again with
+--resume auto; 1 error; 2 wrong usage; 3 diverged; 124 a hang was found. docs/stop-resume.md
 """
 
 
@@ -42,23 +55,73 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="start anew in a folder that holds a run: its metrics and checkpoints are deleted",
     )
+    parser.add_argument(
+        "--stop-after",
+        metavar="TIME",
+        help="stop early with a checkpoint and exit status 75, so as to be gone this long after "
+        "the start, such as 3h50m (stop.after)",
+    )
+    parser.add_argument(
+        "--stop-margin",
+        metavar="auto|TIME",
+        help="how long before that the last step ends; auto: twice the longest step and "
+        "checkpoint so far (stop.margin)",
+    )
+    parser.add_argument(
+        "--hang-after",
+        metavar="TIME",
+        help="end with exit status 124 when no rank gets on for so long; 0: never "
+        "(stop.hang_after)",
+    )
     parser.set_defaults(run=run)
+
+
+def with_limits(arguments: argparse.Namespace) -> Resolved:
+    """The configuration; the options for stopping count as `--set`, and are checked."""
+    from hpctrain.train.stop import limits, seconds_of
+
+    options = {
+        "after": arguments.stop_after,
+        "margin": arguments.stop_margin,
+        "hang_after": arguments.hang_after,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    arguments.overrides += [f'stop.{key}="{value}"' for key, value in given.items()]
+    configuration = resolved(arguments)
+    limits(configuration.config)
+    seconds_of(configuration.config.stop.hang_after, "stop.hang_after")
+    return configuration
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; collective under MPI."""
-    configuration, device, comm = begin(lambda: resolved(arguments))
+    from hpctrain.train.stop import listen
+
+    listen()  # before the imports that take time, and before MPI, which a launcher may signal
+    configuration, device, comm = begin(lambda: with_limits(arguments))
 
     from hpctrain.log import say
     from hpctrain.mpi.agree import on_first_rank
+    from hpctrain.mpi.calls import Log
+    from hpctrain.mpi.watched import watch
     from hpctrain.train.folder import RunFolder
     from hpctrain.train.loop import train
     from hpctrain.train.session import open_session
+    from hpctrain.train.stop import EXIT_RESUBMIT, Stopping, at_start, limits
 
-    config = configuration.config
+    config, first = configuration.config, comm.rank == 0
+    folder_path = Path(config.run.folder)
+    if arguments.resume == "auto":
+        found = on_first_rank(comm, lambda: at_start(folder_path, config))
+        if found:
+            if first:
+                say(f"nothing to do: {folder_path / found} is there; remove it to go on")
+            return 0 if found == "DONE" else EXIT_RESUBMIT
+    calls = Log()
+    comm = watch(comm, calls)
     with (
         open_session(config, device, comm) as session,
-        RunFolder(config.run.folder, writes=comm.rank == 0) as folder,
+        RunFolder(folder_path, writes=first) as folder,
     ):
         on_first_rank(
             comm,
@@ -68,7 +131,21 @@ def run(arguments: argparse.Namespace) -> int:
                 overwrite=arguments.overwrite,
             ),
         )
-        train(session, folder, arguments.resume)
-    if comm.rank == 0:
+        stopping = Stopping(limits(config), folder_path, first)
+        with watchdog(config, comm, calls):
+            outcome = train(session, folder, arguments.resume, stopping, calls)
+    if first:
         say(f"results are in {config.run.folder}")
-    return 0
+    return outcome.exit_code
+
+
+def watchdog(config: RunConfig, comm: MPI.Intracomm, calls: Log) -> Watchdog:
+    """The watchdog of this rank. Collective."""
+    from hpctrain.mpi.watched import end_all_ranks
+    from hpctrain.train.stop import seconds_of
+    from hpctrain.train.watchdog import Watchdog
+
+    hosts = comm.allgather(platform.node())
+    hang_after = seconds_of(config.stop.hang_after, "stop.hang_after")
+    folder = Path(config.run.folder)
+    return Watchdog(calls, folder, comm.rank, hosts, hang_after, end_all_ranks)

@@ -6,6 +6,7 @@ Layer: train.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,11 @@ class Evaluation:
         return f"{self.split}: {self.samples} samples   loss {self.loss:.4f}{accuracy}"
 
 
-def evaluate(session: Session, split: str) -> Evaluation:
-    """Evaluate the model, as bound, on a split. Collective; the same result on all ranks."""
+def evaluate(session: Session, split: str, alive: Callable[[], None] | None = None) -> Evaluation:
+    """Evaluate the model, as bound, on a split. Collective; the same result on all ranks.
+
+    `alive` is called after each batch: ranks exchange nothing until the end.
+    """
     totals = np.zeros(4)  # loss, weight, correct, samples
     loader = session.loader(split, order="sequential")
     try:
@@ -39,6 +43,8 @@ def evaluate(session: Session, split: str) -> Evaluation:
             output = session.model(tape, session.task.inputs(session.device, batch))
             _, sums = session.task.loss(tape, output, batch)
             totals += [sums.loss, sums.weight, sums.correct, len(batch.samples)]
+            if alive is not None:
+                alive()
     finally:
         loader.close()
     session.all_reduce(totals)

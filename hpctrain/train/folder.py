@@ -2,7 +2,8 @@
 
     run.toml         the resolved run file
     metrics.jsonl    one JSON object per line: a header per start, steps, evaluations
-    STATUS.json      running, finished or failed
+    STATUS.json      running, finished, resubmit (a batch job is to go on), stopped or failed
+    DONE             the run is finished; see `hpctrain.train.stop` for this and STOP and SAVE
     checkpoints/     see `hpctrain.checkpoint`
 
 Layer: train. Knows nothing of networks.
@@ -18,7 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from hpctrain.config import RunConfig
 from hpctrain.errors import UsageError
+from hpctrain.train.stop import mark_done
 
 __all__ = ["RunFolder"]
 
@@ -47,6 +50,7 @@ class RunFolder:
                     "(--overwrite), or name another folder (--set run.folder=PATH)"
                 )
             (self.path / "metrics.jsonl").unlink()
+            (self.path / "DONE").unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         _write_whole(self.path / "run.toml", run_toml)
@@ -69,6 +73,15 @@ class RunFolder:
         _write_whole(path, "".join(kept))
         self._metrics = path.open("a", encoding="utf-8")
 
+    def holds(self, kind: str, step: int) -> bool:
+        """Whether metrics.jsonl has a record of this kind and step; False where not `writes`."""
+        if self._metrics is None:
+            return False
+        self._metrics.flush()
+        text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        records = map(json.loads, text.splitlines())
+        return any(record["kind"] == kind and record.get("step") == step for record in records)
+
     def record(self, kind: str, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
         if self._metrics is not None:
@@ -80,10 +93,15 @@ class RunFolder:
             self._metrics.flush()
 
     def status(self, state: str, **values: Any) -> None:
-        """Write STATUS.json: state is "running", "finished" or "failed"."""
+        """Write STATUS.json; the states are listed above."""
         if self._writes and self.path.is_dir():
             text = json.dumps({"state": state, "time": time.time(), **values}, indent=1)
             _write_whole(self.path / "STATUS.json", text + "\n")
+
+    def mark_done(self, config: RunConfig, step: int) -> None:
+        """Write DONE."""
+        if self._writes:
+            mark_done(self.path, config, step)
 
     def __enter__(self) -> RunFolder:
         return self

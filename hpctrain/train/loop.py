@@ -12,74 +12,138 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpctrain import __version__, checkpoint
+from hpctrain import checkpoint
 from hpctrain.checkpoint import Part
+from hpctrain.config import RunConfig
 from hpctrain.data import Batch, Loader
+from hpctrain.device.dtypes import wide_dtype
 from hpctrain.errors import CheckpointError
+from hpctrain.mpi.calls import Log
 from hpctrain.nn.layout import Store
 from hpctrain.train.evaluate import Evaluation, evaluate
 from hpctrain.train.folder import RunFolder
 from hpctrain.train.progress import Progress
+from hpctrain.train.records import Position, Times, as_dict, facts, headline, report
 from hpctrain.train.session import Session
-from hpctrain.train.step import StepResult, Trainer, schedule_of
+from hpctrain.train.step import Trainer, schedule_of
+from hpctrain.train.stop import EXIT_RESUBMIT, Limits, Stopping
 
-__all__ = ["Position", "train"]
-
-
-@dataclass
-class Position:
-    """Where a run is: `step` optimizer steps done, and `offset` samples of epoch `epoch`."""
-
-    step: int = 0
-    epoch: int = 0
-    offset: int = 0
+__all__ = ["Outcome", "load_model", "train"]
 
 
-def train(session: Session, folder: RunFolder, resume: str = "never") -> Evaluation | None:
-    """Train as the session's configuration says. Collective; the last evaluation, on all ranks.
+@dataclass(frozen=True)
+class Outcome:
+    """How `train` ended, the same on all ranks: the last evaluation, and why it stopped early."""
+
+    evaluation: Evaluation | None
+    stopped: str  # "" for a run that is finished
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_RESUBMIT if self.stopped else 0
+
+
+def train(
+    session: Session,
+    folder: RunFolder,
+    resume: str = "never",
+    stopping: Stopping | None = None,
+    calls: Log | None = None,
+) -> Outcome:
+    """Train as the session's configuration says, to the end or until told to stop. Collective.
 
     Args:
         folder: an open run folder.
         resume: "never", "auto" (the newest valid checkpoint of the folder, if any), or the path of
             a checkpoint.
+        stopping: when to end early; default: never.
+        calls: what the session's communicator notes, to report the time spent in messages.
     """
     config = session.config
+    stopping = stopping or Stopping(Limits(None, None), folder.path, first_rank=False)
     loader = session.loader(config.data.train)
     trainer = Trainer(session)
     trainer.initialize()
     position = restore(session, trainer, loader, folder, resume)
     total = planned_steps(session, loader, position)
     trainer.schedule = schedule_of(config, total)
-    saved = position.step if position.step else None
-    evaluation = None
+    run = Run(session, trainer, loader, folder, stopping, position, calls or Log())
     folder.record("start", **facts(session), step=position.step, total_steps=total)
     folder.status("running", step=position.step)
 
     shown = session.comm.rank == 0
     with Progress(position.step, total, config.log.every_seconds, shown) as progress:
         progress.message(headline(session, trainer, position, total))
-        while position.step < total:
-            evaluation = None
-            with loader.epoch(position.epoch, position=position.offset) as batches:
-                for batch, waited in timed(batches):
-                    result = trainer.step(batch, position.step)
-                    report(folder, progress, position, result, waited)
-                    advance(position, batch, loader)
-                    if due(config.checkpoint, position):
-                        saved = save(session, trainer, loader, folder, position)
-                    if position.step == total:
-                        break
-            if config.data.test and evaluation_due(config.log.evaluate_every_epochs, position):
-                evaluation = evaluate_now(session, folder, progress, position)
-        if saved != position.step:
-            save(session, trainer, loader, folder, position)
-        if config.data.test and evaluation is None:
-            evaluation = evaluate_now(session, folder, progress, position)
-
-    folder.status("finished", step=position.step, evaluation=as_dict(evaluation))
+        evaluation = missed_evaluation(run, progress)
+        while position.step < total and not stopping.reason:
+            evaluation = epoch(run, progress, total)
+        if run.saved != position.step:
+            save(run)
+        stopped = stopping.reason if position.step < total else ""
+        if not stopped and config.data.test and evaluation is None:
+            evaluation = evaluate_now(run, progress)
+        finish(run, progress, evaluation, stopped)
     loader.close()
     trainer.free()
-    return evaluation
+    return Outcome(evaluation, stopped)
+
+
+@dataclass
+class Run:
+    """What the functions of the loop share."""
+
+    session: Session
+    trainer: Trainer
+    loader: Loader
+    folder: RunFolder
+    stopping: Stopping
+    position: Position
+    calls: Log
+    saved: int | None = None  # the step of the newest checkpoint that this start knows of
+
+    def __post_init__(self) -> None:
+        self.saved = self.position.step or None
+
+
+def epoch(run: Run, progress: Progress, total: int) -> Evaluation | None:
+    """Steps to the end of the epoch, or of the run; the evaluation where one is due. Collective."""
+    position, stopping = run.position, run.stopping
+    with run.loader.epoch(position.epoch, position=position.offset) as batches:
+        for batch, waited in timed(batches):
+            begun, inside = time.perf_counter(), run.calls.seconds
+            result = run.trainer.step(batch, position.step, stopping.wants())
+            stopping.agree(result.requests)
+            times = Times(waited, time.perf_counter() - begun, run.calls.seconds - inside)
+            report(run.folder, progress, position, result, times)
+            advance(position, batch, run.loader)
+            if stopping.save or due(run.session.config.checkpoint, position):
+                save(run)
+            if position.step == total or stopping.reason:
+                break
+    if stopping.reason and position.step < total:
+        return None
+    return evaluate_now(run, progress) if evaluation_due(run.session.config, position) else None
+
+
+def finish(run: Run, progress: Progress, evaluation: Evaluation | None, stopped: str) -> None:
+    """Leave word of how the run ended: STATUS.json, DONE, a line on the screen."""
+    folder, step = run.folder, run.position.step
+    if stopped:
+        folder.record("stop", step=step - 1, reason=stopped, time=time.time())
+        folder.status("stopped" if "STOP" in stopped else "resubmit", step=step, reason=stopped)
+        progress.message(f"stopped after {step} steps by {stopped}; go on with --resume auto")
+    else:
+        folder.status("finished", step=step, evaluation=as_dict(evaluation))
+        folder.mark_done(run.session.config, step)
+
+
+def missed_evaluation(run: Run, progress: Progress) -> Evaluation | None:
+    """The evaluation that was due where the run stopped, unless it is recorded. Collective."""
+    position, folder = run.position, run.folder
+    if not position.step or not evaluation_due(run.session.config, position):
+        return None
+    recorded = folder.holds("evaluation", position.step - 1)
+    return None if run.session.comm.bcast(recorded) else evaluate_now(run, progress)
 
 
 def planned_steps(session: Session, loader: Loader, position: Position) -> int:
@@ -109,25 +173,6 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - begun
 
 
-def report(
-    folder: RunFolder, progress: Progress, position: Position, result: StepResult, waited: float
-) -> None:
-    """One step into metrics.jsonl and onto the screen."""
-    folder.record(
-        "step",
-        step=position.step,
-        epoch=position.epoch,
-        loss=result.loss,
-        accuracy=result.accuracy,
-        lr=result.lr,
-        grad_norm=result.grad_norm,
-        samples=result.samples,
-        data_seconds=round(waited, 6),
-        time=time.time(),
-    )
-    progress.step(position.step, result, waited)
-
-
 def due(section: Any, position: Position) -> bool:
     """Whether a checkpoint is due after the step that was just done."""
     if section.every_steps and position.step % section.every_steps == 0:
@@ -136,19 +181,22 @@ def due(section: Any, position: Position) -> bool:
     return bool(begins and section.every_epochs and position.epoch % section.every_epochs == 0)
 
 
-def evaluation_due(every_epochs: int, position: Position) -> bool:
-    """Whether the split for tests is to be evaluated at the end of an epoch."""
-    return bool(every_epochs and position.offset == 0 and position.epoch % every_epochs == 0)
+def evaluation_due(config: RunConfig, position: Position) -> bool:
+    """Whether the split for tests is to be evaluated now, at the end of an epoch."""
+    every = config.log.evaluate_every_epochs
+    begins = position.offset == 0 and config.data.test
+    return bool(begins and every and position.epoch % every == 0)
 
 
-def evaluate_now(
-    session: Session, folder: RunFolder, progress: Progress, position: Position
-) -> Evaluation:
+def evaluate_now(run: Run, progress: Progress) -> Evaluation:
     """Evaluate, record, and say so. Collective."""
-    result = evaluate(session, session.config.data.test)
-    folder.record("evaluation", step=position.step - 1, **as_dict(result))
-    folder.flush()
-    progress.message(f"epoch {position.epoch}  {result}")
+    begun = time.perf_counter()
+    result = evaluate(run.session, run.session.config.data.test, run.calls.alive)
+    seconds = round(time.perf_counter() - begun, 6)
+    last = run.position.step - 1
+    run.folder.record("evaluation", step=last, **as_dict(result), seconds=seconds)
+    run.folder.flush()
+    progress.message(f"epoch {run.position.epoch}  {result}")
     return result
 
 
@@ -161,27 +209,26 @@ def parts(trainer: Trainer, load: bool) -> list[Part]:
     return [*held, Part("parameters", "", averages.layout, averages.array, whole)]
 
 
-def save(
-    session: Session, trainer: Trainer, loader: Loader, folder: RunFolder, position: Position
-) -> int:
-    """Write a checkpoint; the step it is of. Collective."""
-    state = {
-        "step": position.step,
-        "data": loader.state(position.epoch, position=position.offset),
-    }
-    keep = session.config.checkpoint.keep
-    folder.flush()
+def save(run: Run) -> None:
+    """Write a checkpoint. Collective."""
+    session, position = run.session, run.position
+    begun = time.perf_counter()
+    data = run.loader.state(position.epoch, position=position.offset)
+    run.folder.flush()
     checkpoint.save(
-        folder.checkpoints,
+        run.folder.checkpoints,
         position.step,
-        parts(trainer, load=False),
-        state,
+        parts(run.trainer, load=False),
+        {"step": position.step, "data": data, "scaling": run.trainer.scaling.state()},
         session.comm,
-        keep=keep,
+        keep=session.config.checkpoint.keep,
         to_host=session.device.to_host,
     )
-    folder.status("running", step=position.step)
-    return position.step
+    run.saved = position.step
+    seconds = time.perf_counter() - begun
+    run.stopping.saved(seconds)
+    run.folder.record("checkpoint", step=position.step - 1, seconds=round(seconds, 6))
+    run.folder.status("running", step=position.step)
 
 
 def restore(
@@ -202,6 +249,7 @@ def restore(
     if not {"step", "data"} <= state.keys():
         raise CheckpointError(f"{path} was not written by training: its state lacks step and data")
     position = Position(int(state["step"]), *loader.restore(state["data"]))
+    trainer.scaling.restore(state.get("scaling", {}))
     folder.forget_after(position.step)
     return position
 
@@ -219,48 +267,18 @@ def load_model(session: Session, folder: Path, path: str | None) -> Path:
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet; train first")
     averages, layout = session.averages(), session.layouts.parameters
-    parameters = Store(layout, session.device.zeros(layout.size, layout.dtype))
+    wide = layout.with_dtype(wide_dtype(layout.dtype))
+    parameters = Store(wide, session.device.zeros(layout.size, wide.dtype))
     stores = [
         Part("parameters", "", s.layout, s.array, (0, s.layout.size))
         for s in (parameters, averages)
     ]
     checkpoint.load(found, stores, session.comm, partial=True, fill=session.fill)
+    if wide.dtype != layout.dtype:
+        short = Store(layout, session.device.zeros(layout.size, layout.dtype))
+        session.device.launch(
+            "narrow", parameters.array, short.array, layout.size, work=layout.size
+        )
+        parameters = short
     session.model.bind(parameters, averages)
     return found
-
-
-def headline(session: Session, trainer: Trainer, position: Position, total: int) -> str:
-    """What is run on what, in one line."""
-    ranks = session.topology
-    n = sum(entry.size for entry in session.layouts.parameters.entries)
-    start = f"resuming at step {position.step} of" if position.step else "training"
-    return (
-        f"{start} {total} steps: {n:,} parameters, {session.config.run.dtype}, {ranks.size} "
-        f"rank{'s' * (ranks.size > 1)} on {ranks.node_count} node{'s' * (ranks.node_count > 1)}, "
-        f"{session.device.name}, {session.threads} BLAS thread{'s' * (session.threads > 1)} each, "
-        f"gradients by {trainer.parallel.slices.mode}"
-    )
-
-
-def facts(session: Session) -> dict[str, Any]:
-    """What the header record of metrics.jsonl says about this start."""
-    return {
-        "version": __version__,
-        "ranks": session.topology.size,
-        "nodes": session.topology.node_count,
-        "device": session.device.name,
-        "dataset_id": session.dataset.dataset_id,
-        "time": time.time(),
-    }
-
-
-def as_dict(evaluation: Evaluation | None) -> dict[str, Any]:
-    """An evaluation as JSON values."""
-    if evaluation is None:
-        return {}
-    return {
-        "split": evaluation.split,
-        "samples": evaluation.samples,
-        "loss": evaluation.loss,
-        "accuracy": evaluation.accuracy,
-    }

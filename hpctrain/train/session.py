@@ -22,6 +22,7 @@ from hpctrain.config import RunConfig
 from hpctrain.data import Batch, Dataset, Loader, open_dataset
 from hpctrain.device import Device, open_device
 from hpctrain.device.build import lowest_level
+from hpctrain.device.dtypes import dtype_named, wide_dtype
 from hpctrain.models import build
 from hpctrain.mpi.messages import allreduce_sum
 from hpctrain.mpi.topology import Topology, topology
@@ -67,7 +68,7 @@ class Session:
             order=order,
         )
 
-    def tape(self, batch: Batch, step: int, training: bool) -> Tape:
+    def tape(self, batch: Batch, step: int, training: bool, loss_scale: float = 1.0) -> Tape:
         """A tape for one pass over a batch."""
         return Tape(
             self.device,
@@ -77,6 +78,7 @@ class Session:
             samples=batch.samples,
             groups=batch.groups,
             all_reduce=self.all_reduce,
+            loss_scale=loss_scale,
         )
 
     def all_reduce(self, array: NDArray[np.float64]) -> None:
@@ -108,8 +110,10 @@ def open_session(config: RunConfig, device: Device, comm: MPI.Intracomm) -> Iter
         dataset = open_dataset(config.data.path, comm)
         task = task_of(config.data, dataset, config.run.dtype)
         model = build(config.model, task.sample_shape, task.outputs)
-        device.prepare([config.run.dtype], ranks.node)
-        layouts = model.layouts(config.run.dtype)
+        dtype = dtype_named(config.run.dtype)
+        device.matmul_precision = config.run.matmul_precision
+        device.prepare(sorted({dtype.name, wide_dtype(dtype).name}), ranks.node)
+        layouts = model.layouts(dtype)
         try:
             yield Session(config, comm, ranks, device, dataset, task, model, layouts, threads)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from hpctrain.errors import DivergedError
 from hpctrain.nn.layout import Store
 from hpctrain.optim import Schedule
 from hpctrain.parallel.data import DataParallel
+from hpctrain.train.scaling import loss_scale_of
 from hpctrain.train.session import Session, rule_of
 
 __all__ = ["StepResult", "Trainer", "schedule_of"]
@@ -31,6 +33,14 @@ class StepResult:
     lr: float
     grad_norm: float  # before clipping
     samples: int
+    loss_scale: float = 1.0
+    skipped: bool = False  # a gradient was not finite in float16: nothing was updated
+    scaled: bool = False  # whether the scale of the loss is one that changes
+    requests: tuple[float, ...] = ()  # sums of what ranks asked for; see `hpctrain.train.stop`
+
+    def scaling(self) -> dict[str, Any]:
+        """What is recorded of the scale of the loss; nothing where there is none."""
+        return {"loss_scale": self.loss_scale, "skipped": self.skipped} if self.scaled else {}
 
 
 class Trainer:
@@ -48,6 +58,7 @@ class Trainer:
             session.layouts.parameters,
             rule_of(config),
             config.parallel.reduction,
+            config.parallel.gpu_mpi,
         )
         self.averages = session.averages()
         layout = session.layouts.sums
@@ -56,39 +67,54 @@ class Trainer:
             self.parallel.parameters, self.averages, self.parallel.gradients, self.sums
         )
         self.schedule = Schedule()
+        self.scaling = loss_scale_of(config.run.dtype)
         self._parameters = list(session.model.parameters().values())
 
     def initialize(self) -> None:
         """Give parameters and statistics their initial values, a function of the seed."""
         model, seed = self.session.model, self.session.config.run.seed
-        model.initialize(self.session.device, seed, parameters=self.parallel.writes_parameters)
-        self.parallel.publish()
+        model.initialize(self.session.device, seed, parameters=False)
+        parameters = model.parameters()
+        self.parallel.set_parameters(lambda name: parameters[name].initial(seed, name))
 
-    def step(self, batch: Batch, step: int) -> StepResult:
+    def step(self, batch: Batch, step: int, requests: tuple[float, ...] = ()) -> StepResult:
         """Train on one global batch, of which `batch` is this rank's part (it may be empty).
 
-        Raises `DivergedError` on all ranks when the loss or the gradient is not finite.
+        `requests`: numbers to add up over all ranks on the way; as many on each.
+
+        Raises `DivergedError` on all ranks when the loss or the gradient is not finite. In float16
+        a gradient that may only have been scaled too far leads to a skipped update instead.
         """
         session = self.session
         optimizer = session.config.optimizer
-        tape = session.tape(batch, step, training=True)
+        scale, scaling = self.scaling.scale, self.scaling
+        tape = session.tape(batch, step, training=True, loss_scale=scale)
         output = session.model(tape, session.task.inputs(session.device, batch))
         losses, sums = session.task.loss(tape, output, batch)
         tape.backward(losses)
         tape.finish(self._parameters)
 
-        totals = self._totals([sums.loss, sums.weight, sums.correct])
+        totals = self._totals([sums.loss, sums.weight, sums.correct, *requests])
+        asked = 3 + len(requests)
         loss, weight, correct = totals[:3].tolist()
         mean = loss / weight if weight else 0.0
         if not math.isfinite(mean):
             raise DivergedError(f"step {step}: the loss is {mean}; {ADVICE}")
         lr = self.schedule.rate(optimizer.lr, step)
-        norm = self.parallel.update(step, lr, weight, optimizer.clip_norm)
-        if not math.isfinite(norm):
+        updates = step - scaling.skipped
+        norm = self.parallel.update(updates, lr, weight * scale, optimizer.clip_norm)
+        if math.isfinite(norm):
+            scaling.keep()
+        elif not scaling.skip():
             raise DivergedError(f"step {step}: the gradient's norm is {norm}; {ADVICE}")
-        self._update_averages(totals[3:])
+        self._update_averages(totals[asked:])
         accuracy = correct / weight if session.task.classes and weight else math.nan
-        return StepResult(mean, accuracy, lr, norm, batch.global_samples)
+        agreed = tuple(totals[3:asked].tolist())
+        samples, skipped = batch.global_samples, not math.isfinite(norm)
+        dynamic = scaling.dynamic
+        return StepResult(
+            mean, accuracy, lr, norm, samples, scale, skipped, dynamic, requests=agreed
+        )
 
     def _totals(self, numbers: list[float]) -> np.ndarray:
         """`numbers` and the sums of the statistics, over all ranks, in one message of float64."""

@@ -19,6 +19,7 @@ from hpctrain.autograd import Tape, Variable
 from hpctrain.config import DataSection
 from hpctrain.data import Batch, Dataset
 from hpctrain.device import Device
+from hpctrain.device.dtypes import dtype_named, wide_dtype
 from hpctrain.errors import DataError, UsageError, nearest
 from hpctrain.nn.losses import IGNORE, mean_squared_error, softmax_cross_entropy
 
@@ -58,6 +59,7 @@ class Task:
 
     def _normalized(self, values: NDArray[Any]) -> NDArray[Any]:
         normalized: NDArray[Any] = (values - self.shift) / self.spread
+        normalized[np.isnan(normalized)] = 0.0  # a missing number is taken for the mean
         return normalized.astype(self.dtype, copy=False)
 
     def loss(self, tape: Tape, output: Variable, batch: Batch) -> tuple[Variable, Sums]:
@@ -66,7 +68,8 @@ class Task:
         device = tape.device
         on_device = None if weights is None else device.from_host(weights)
         if not self.classes:
-            target = batch.fields[self.label].astype(self.dtype).reshape(output.shape)
+            target = batch.fields[self.label].astype(wide_dtype(self.dtype))
+            target = target.reshape(output.shape)
             losses = mean_squared_error(tape, output, device.from_host(target), on_device)
             return losses, Sums(_total(device, losses.value), total, 0.0)
         labels = device.from_host(self._labels(batch))
@@ -92,7 +95,7 @@ class Task:
         counted = labels.reshape(-1) != IGNORE if self.classes else None
         if not self.weight:
             return None, float(len(labels) if counted is None else counted.sum())
-        weights = batch.fields[self.weight].reshape(-1).astype(self.dtype)
+        weights = batch.fields[self.weight].reshape(-1).astype(wide_dtype(self.dtype))
         kept = weights if counted is None else weights[counted]
         return weights, float(kept.sum(dtype=np.float64))
 
@@ -136,7 +139,7 @@ def task_of(section: DataSection, dataset: Dataset, dtype: str) -> Task:
         classes=classes,
         shift=shift,
         spread=spread,
-        dtype=np.dtype(dtype),
+        dtype=dtype_named(dtype),
     )
 
 

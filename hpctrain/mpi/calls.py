@@ -1,0 +1,70 @@
+"""What a rank does with MPI, as notes: which call, the how-manieth, since when.
+
+Layer: mpi. Does not import mpi4py, so that notes can be read where MPI must not start; see
+`hpctrain.mpi.watched` for who writes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+__all__ = ["Log", "compact", "expand"]
+
+
+class Log:
+    """What this rank last did with MPI. Written by one thread, read by any.
+
+    Attributes:
+        inside: the call that the rank is in: its name; "" outside.
+        group, number: of the newest collective: which ranks, and the how-manieth of that group.
+        counts: collectives entered so far, by group.
+        events: grows with every call that begins or ends, and with `alive`.
+        seconds: time spent inside so far.
+    """
+
+    def __init__(self) -> None:
+        self.inside = self.last = self.group = ""
+        self.number = self.events = 0
+        self.counts: dict[str, int] = {}
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def enter(self, name: str, group: str) -> None:
+        """A call begins; `group` is "" for a message between two ranks."""
+        self.group = group
+        if group:
+            self.number = self.counts[group] = self.counts.get(group, 0) + 1
+        self.inside = self.last = name
+        self.events += 1
+        self._since = time.perf_counter()
+
+    def alive(self) -> None:
+        """The rank gets on, without a call."""
+        self.events += 1
+
+    def leave(self) -> None:
+        """It ends."""
+        self.seconds += time.perf_counter() - self._since
+        self.inside = ""
+        self.events += 1
+
+
+def compact(ranks: Iterable[int]) -> str:
+    """Rank numbers in a few characters: "0-3,6"."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def expand(text: str) -> list[int]:
+    """The inverse of `compact`; what follows a space is left out."""
+    ranks: list[int] = []
+    for run in text.split()[0].split(","):
+        first, _, last = run.partition("-")
+        ranks += range(int(first), int(last or first) + 1)
+    return ranks

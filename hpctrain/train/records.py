@@ -1,0 +1,109 @@
+"""What a training run says of itself: lines on the screen, records in metrics.jsonl.
+
+Layer: train. Knows nothing of how a step is done.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpctrain import __version__
+from hpctrain.mpi.facts import library
+
+if TYPE_CHECKING:
+    from hpctrain.train.evaluate import Evaluation
+    from hpctrain.train.folder import RunFolder
+    from hpctrain.train.progress import Progress
+    from hpctrain.train.session import Session
+    from hpctrain.train.step import StepResult, Trainer
+
+__all__ = ["Position", "Times", "as_dict", "facts", "headline", "report"]
+
+
+@dataclass
+class Position:
+    """Where a run is: `step` optimizer steps done, and `offset` samples of epoch `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a step on this rank: waiting for data before it, all of it, inside MPI."""
+
+    data: float
+    step: float
+    messages: float
+
+
+def report(
+    folder: RunFolder, progress: Progress, position: Position, result: StepResult, times: Times
+) -> None:
+    """One step into metrics.jsonl and onto the screen."""
+    folder.record(
+        "step",
+        step=position.step,
+        epoch=position.epoch,
+        loss=result.loss,
+        accuracy=result.accuracy,
+        lr=result.lr,
+        grad_norm=None if result.skipped else result.grad_norm,
+        samples=result.samples,
+        **result.scaling(),
+        data_seconds=round(times.data, 6),
+        step_seconds=round(times.step, 6),
+        message_seconds=round(times.messages, 6),
+        time=time.time(),
+    )
+    progress.step(position.step, result, times.data)
+
+
+def headline(session: Session, trainer: Trainer, position: Position, total: int) -> str:
+    """What is run on what, in one line."""
+    ranks = session.topology
+    n = sum(entry.size for entry in session.layouts.parameters.entries)
+    start = f"resuming at step {position.step} of" if position.step else "training"
+    return (
+        f"{start} {total} steps: {n:,} parameters, {session.config.run.dtype}, {ranks.size} "
+        f"rank{'s' * (ranks.size > 1)} on {ranks.node_count} node{'s' * (ranks.node_count > 1)}, "
+        f"{session.device.name}, {session.threads} BLAS thread{'s' * (session.threads > 1)} each, "
+        f"gradients by {trainer.parallel.slices.mode}"
+    )
+
+
+def facts(session: Session) -> dict[str, Any]:
+    """What the header record of metrics.jsonl says about this start."""
+    return {
+        "version": __version__,
+        "ranks": session.topology.size,
+        "nodes": session.topology.node_count,
+        "device": session.device.name,
+        "dataset_id": session.dataset.dataset_id,
+        "dtype": session.config.run.dtype,
+        "threads": session.threads,
+        "host": platform.node(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "mpi": library(),
+        "time": time.time(),
+    }
+
+
+def as_dict(evaluation: Evaluation | None) -> dict[str, Any]:
+    """An evaluation as JSON values."""
+    if evaluation is None:
+        return {}
+    return {
+        "split": evaluation.split,
+        "samples": evaluation.samples,
+        "loss": evaluation.loss,
+        "accuracy": evaluation.accuracy,
+    }
