@@ -16,19 +16,19 @@
 
 #include "kernel.h"
 
-ELEMENTS_KERNEL adamw(real* __restrict__ p, const real* __restrict__ g, real* __restrict__ m,
-                      real* __restrict__ v, double lr, double beta1, double beta2, double eps,
+ELEMENTS_KERNEL adamw(wide* __restrict__ p, const wide* __restrict__ g, wide* __restrict__ m,
+                      wide* __restrict__ v, double lr, double beta1, double beta2, double eps,
                       double weight_decay, double correction1, double correction2, double scale,
                       int64 n)
 {
-    const real keep1 = (real)beta1, take1 = (real)(1 - beta1);
-    const real keep2 = (real)beta2, take2 = (real)(1 - beta2);
-    const real rate = (real)(lr * correction1), unbias = (real)correction2, floor = (real)eps;
-    const real decay = (real)(lr * weight_decay), factor = (real)scale;
+    const wide keep1 = (wide)beta1, take1 = (wide)(1 - beta1);
+    const wide keep2 = (wide)beta2, take2 = (wide)(1 - beta2);
+    const wide rate = (wide)(lr * correction1), unbias = (wide)correction2, floor = (wide)eps;
+    const wide decay = (wide)(lr * weight_decay), factor = (wide)scale;
     GRID_STRIDE(i, n) {
-        const real gradient = factor * g[i];
-        const real mean = keep1 * m[i] + take1 * gradient;
-        const real square = keep2 * v[i] + take2 * gradient * gradient;
+        const wide gradient = factor * g[i];
+        const wide mean = keep1 * m[i] + take1 * gradient;
+        const wide square = keep2 * v[i] + take2 * gradient * gradient;
         m[i] = mean;
         v[i] = square;
         p[i] = p[i] - decay * p[i] - rate * mean / (real_sqrt(unbias * square) + floor);

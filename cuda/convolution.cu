@@ -16,8 +16,10 @@
 //            positions = kernel_h kernel_w. Nothing overlaps.
 // Launch     ROWS, any grid and block: work = rows kernel_h (columns), pixels (columns_backward),
 //            window (weight_columns), filters positions (weight_flip, weight_flip_back).
-// Cost       columns: reads from cache, one write per element of cols. columns_backward: one read per
-//            element of cols. No flops but the sums.
+// Cost       bytes in float32: columns 4 for an element of cols and of x, which is read kernel_h
+//            kernel_w times, from the cache. columns_backward 4 for an element of cols and 8 for one of
+//            dx. The others 8 for a weight; the lanes of weight_columns read a row apart, 32 bytes
+//            each. No flops but the sums.
 // Exactness  columns_backward adds to dx in ascending order of rows, so a matrix given whole or in
 //            any pieces, first to last, yields the same bits. The others only copy.
 // Source     Chellapilla, Puri and Simard, "High performance convolutional neural networks for
@@ -48,31 +50,31 @@ ROWS_KERNEL columns(const real* __restrict__ x, real* __restrict__ cols, int64 f
         const real* __restrict__ in = x + ((image * height + h) * width - pad_w) * channels;
         real* __restrict__ out = cols + row * out_width * window + i * strip;
         if (strip < LANES) {  // a lane for each pixel
-            for (int64 j = 0; j < strip; j++) {
+            ROLLED for (int64 j = 0; j < strip; j++) {
                 const int64 w0 = j / channels - pad_w;
-                FOR_LANES(ow, out_width) {
+                ROLLED FOR_LANES(ow, out_width) {
                     const int64 w = ow * stride_w + w0;
                     const bool inside = !outside && w >= 0 && w < width;
-                    out[ow * window + j] = inside ? in[ow * stride_w * channels + j] : (real)0;
+                    out[ow * window + j] = inside ? (wide)in[ow * stride_w * channels + j] : (wide)0;
                 }
             }
             continue;
         }
-        for (int64 ow = 0; ow < out_width; ow++, out += window, in += stride_w * channels) {
+        ROLLED for (int64 ow = 0; ow < out_width; ow++, out += window, in += stride_w * channels) {
             const int64 begin = strip_begin(ow * stride_w - pad_w, channels);
             const int64 end = strip_end(ow * stride_w - pad_w, kernel_w, width, channels);
             if (outside) {
-                FOR_LANES(j, strip) out[j] = 0;
+                ROLLED FOR_LANES(j, strip) out[j] = 0;
             } else if (begin == 0 && end == strip) {
-                FOR_LANES(j, strip) out[j] = in[j];
+                ROLLED FOR_LANES(j, strip) out[j] = in[j];
             } else {
-                FOR_LANES(j, strip) out[j] = j >= begin && j < end ? in[j] : (real)0;
+                ROLLED FOR_LANES(j, strip) out[j] = j >= begin && j < end ? (wide)in[j] : (wide)0;
             }
         }
     }
 }
 
-ROWS_KERNEL columns_backward(const real* __restrict__ cols, real* __restrict__ dx, int64 first,
+ROWS_KERNEL columns_backward(const real* __restrict__ cols, wide* __restrict__ dx, int64 first,
                              int64 rows, int64 first_pixel, int64 pixels, int64 height, int64 width,
                              int64 channels, int64 out_height, int64 out_width, int64 kernel_h,
                              int64 kernel_w, int64 stride_h, int64 stride_w, int64 pad_h,
@@ -83,7 +85,7 @@ ROWS_KERNEL columns_backward(const real* __restrict__ cols, real* __restrict__ d
         const int64 image = (first_pixel + index) / (height * width);
         const int64 inside = first_pixel + index - image * height * width;
         const int64 h = inside / width + pad_h, w = inside % width + pad_w;
-        real* __restrict__ out = dx + (first_pixel + index) * channels;
+        wide* __restrict__ out = dx + (first_pixel + index) * channels;
         for (int64 i = kernel_h - 1; i >= 0; i--) {
             const int64 oh = (h - i) / stride_h;
             if (h < i || oh >= out_height || oh * stride_h != h - i) continue;

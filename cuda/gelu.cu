@@ -18,25 +18,29 @@
 #define MINUS_TWO_ROOT -1.5957691216057307118  // -2 sqrt(2 / pi)
 
 // e^(-2 u(x))
-DEVICE real gelu_power(real x)
+DEVICE wide gelu_power(wide x)
 {
-    return real_exp(x * real_fma(x * x, (real)(MINUS_TWO_ROOT * CUBIC), (real)MINUS_TWO_ROOT));
+    return real_exp(x * real_fma(x * x, (wide)(MINUS_TWO_ROOT * CUBIC), (wide)MINUS_TWO_ROOT));
 }
 
 ELEMENTS_KERNEL gelu_forward(const real* x, real* y, int64 n)
 {
-    GRID_STRIDE(i, n) y[i] = x[i] / (1 + gelu_power(x[i]));
+    GRID_STRIDE(i, n) {
+        const wide t = x[i];
+        y[i] = t / (1 + gelu_power(t));
+    }
 }
 
 ELEMENTS_KERNEL gelu_backward(const real* x, const real* dy, real* dx, int64 n)
 {
-    const real far = sizeof(real) == 4 ? 10 : 21;  // s is 0 or 1 there, and e^(-2 u) still finite
+    const wide far = sizeof(wide) == 4 ? 10 : 21;  // s is 0 or 1 there, and e^(-2 u) still finite
     GRID_STRIDE(i, n) {
-        real t = x[i] > far ? far : x[i];
+        wide t = x[i];
+        t = t > far ? far : t;
         t = t < -far ? -far : t;
-        const real power = gelu_power(t), s = 1 / (1 + power);
-        const real slope =
-            real_fma(t * t, (real)(-3 * MINUS_TWO_ROOT * CUBIC), (real)-MINUS_TWO_ROOT);
+        const wide power = gelu_power(t), s = 1 / (1 + power);
+        const wide slope =
+            real_fma(t * t, (wide)(-3 * MINUS_TWO_ROOT * CUBIC), (wide)-MINUS_TWO_ROOT);
         dx[i] = dy[i] * real_fma(t * slope * (power * s), s, s);  // power s = 1 - s, not cancelled
     }
 }

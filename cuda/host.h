@@ -5,6 +5,8 @@
 // for this target, which keeps kernels to the portable loops.
 #pragma once
 
+#define HPCTRAIN_HOST
+
 #define __global__ __attribute__((visibility("default")))
 #define __device__
 #define __forceinline__ inline

@@ -1,6 +1,10 @@
 // kernel.h -- the portable part of every kernel: types, launch loops, lanes and their sums.
 //
-// A kernel file is compiled once for REAL=float and once for REAL=double, for one of three targets:
+// A kernel file is compiled for every REAL: float, double, bfloat16 and float16 (real16.h). It has
+// two types: `real` is what activations, weights and gradients are stored in; `wide` is float, or
+// double where real is, and is what everything is computed and summed in, and what is stored where
+// 16 bits are not enough: statistics, losses, partial sums, master weights, optimizer state.
+// Numbers are passed as `wide`. The targets:
 //   GPU    NVRTC or nvcc (__CUDACC__): real blocks and warps.
 //   SIMT   HPCTRAIN_SIMT: the host's C++ compiler, one fiber per thread (simt.h). Tests.
 //   host   otherwise: the host's C++ compiler, one block of one thread that plays all 32 lanes of its
@@ -15,11 +19,11 @@
 // tree adds the 32 lanes (16, 8, 4, 2, 1 apart). There are no float atomics.
 #pragma once
 
-typedef REAL real;
 typedef long long int64;
 typedef unsigned long long uint64;
 typedef int int32;
 typedef unsigned int uint32;
+typedef unsigned short uint16;
 typedef unsigned char uint8;
 
 #define LANES 32
@@ -35,6 +39,27 @@ typedef unsigned char uint8;
 #include "host.h"
 #define DEVICE static inline __attribute__((always_inline))
 #define DEVICE_MEMBER inline __attribute__((always_inline))
+#endif
+
+#include "real_math.h"
+#include "real16.h"
+
+typedef REAL real;
+typedef WideOf<real>::Type wide;
+
+// A GPU's registers are shared by its threads: a kernel that takes more than 64 leaves half of them
+// idle. ROLLED stands before a loop with a long body, which is not to be copied. fresh(x) is x, but
+// the compiler does not know: addresses made from it are computed anew in each turn of a loop.
+#if defined(__CUDACC__)
+#define ROLLED _Pragma("unroll 1")
+DEVICE int64 fresh(int64 x)
+{
+    asm volatile("" : "+l"(x));
+    return x;
+}
+#else
+#define ROLLED
+DEVICE int64 fresh(int64 x) { return x; }
 #endif
 
 #define ELEMENTS_KERNEL extern "C" __global__ void
@@ -140,26 +165,26 @@ template <class T> struct Columns {
 #endif
 
 // Sum of f(0) .. f(n - 1) over the lanes of a warp, on all lanes.
-template <class F> DEVICE real row_sum(int64 n, F f) {
-    Lanes<real> total(0);
+template <class F> DEVICE wide row_sum(int64 n, F f) {
+    Lanes<wide> total(0);
     const int64 whole = n / LANES * LANES;
     for (int64 first = 0; first < whole; first += LANES)
-        total.each([&](int lane, real& sum) { sum += f(first + lane); });
-    total.first(n - whole, [&](int lane, real& sum) { sum += f(whole + lane); });
+        total.each([&](int lane, wide& sum) { sum += f(first + lane); });
+    total.first(n - whole, [&](int lane, wide& sum) { sum += f(whole + lane); });
     return total.sum();
 }
 
 // row_sum of f and of g in one pass over the row.
 template <class F, class G>
-DEVICE void row_two_sums(int64 n, F f, G g, real& f_total, real& g_total) {
-    Lanes<real> f_sum(0), g_sum(0);
+DEVICE void row_two_sums(int64 n, F f, G g, wide& f_total, wide& g_total) {
+    Lanes<wide> f_sum(0), g_sum(0);
     const int64 whole = n / LANES * LANES;
     for (int64 first = 0; first < whole; first += LANES)
-        f_sum.each([&](int lane, real& sum) {
+        f_sum.each([&](int lane, wide& sum) {
             sum += f(first + lane);
             g_sum.at(lane) += g(first + lane);
         });
-    f_sum.first(n - whole, [&](int lane, real& sum) {
+    f_sum.first(n - whole, [&](int lane, wide& sum) {
         sum += f(whole + lane);
         g_sum.at(lane) += g(whole + lane);
     });
@@ -168,16 +193,16 @@ DEVICE void row_two_sums(int64 n, F f, G g, real& f_total, real& g_total) {
 }
 
 // Largest of f(0) .. f(n - 1), on all lanes; `start` where n is 0.
-template <class F> DEVICE real row_max(int64 n, real start, F f) {
-    Lanes<real> best(start);
+template <class F> DEVICE wide row_max(int64 n, wide start, F f) {
+    Lanes<wide> best(start);
     const int64 whole = n / LANES * LANES;
     for (int64 first = 0; first < whole; first += LANES)
-        best.each([&](int lane, real& top) {
-            const real value = f(first + lane);
+        best.each([&](int lane, wide& top) {
+            const wide value = f(first + lane);
             top = value > top ? value : top;
         });
-    best.first(n - whole, [&](int lane, real& top) {
-        const real value = f(whole + lane);
+    best.first(n - whole, [&](int lane, wide& top) {
+        const wide value = f(whole + lane);
         top = value > top ? value : top;
     });
     return best.max();
@@ -186,41 +211,39 @@ template <class F> DEVICE real row_max(int64 n, real start, F f) {
 // For the columns c of one tile: y[c] <- sum of f(r, c), z[c] <- sum of g(r, c), over the rows
 // first_row <= r < last_row in order. Four rows at a time, for more memory accesses in flight.
 template <class F, class G>
-DEVICE void sum_two_tiles(real* y, real* z, int64 tile, int64 cols, int64 first_row, int64 last_row,
+DEVICE void sum_two_tiles(wide* y, wide* z, int64 tile, int64 cols, int64 first_row, int64 last_row,
                           F f, G g) {
     const int64 first = tile * COLUMNS, width = cols - first;  // first() stops at the tile's end
-    Columns<real> f_sum(0), g_sum(0);
+    Columns<wide> f_sum(0), g_sum(0);
     int64 row = first_row;
-    for (; row + 4 <= last_row; row += 4)
-        f_sum.first(width, [&](int c, real& sum) {
+    ROLLED for (; row + 4 <= last_row; row += 4)
+        f_sum.first(width, [&](int c, wide& sum) {
             const int64 col = first + c;
             sum = sum + f(row, col) + f(row + 1, col) + f(row + 2, col) + f(row + 3, col);
             g_sum.at(c) = g_sum.at(c) + g(row, col) + g(row + 1, col) + g(row + 2, col) +
                           g(row + 3, col);
         });
-    for (; row < last_row; row++)
-        f_sum.first(width, [&](int c, real& sum) {
+    ROLLED for (; row < last_row; row++)
+        f_sum.first(width, [&](int c, wide& sum) {
             sum += f(row, first + c);
             g_sum.at(c) += g(row, first + c);
         });
-    f_sum.first(width, [&](int c, real& sum) { y[first + c] = sum; });
-    g_sum.first(width, [&](int c, real& sum) { z[first + c] = sum; });
+    f_sum.first(width, [&](int c, wide& sum) { y[first + c] = sum; });
+    g_sum.first(width, [&](int c, wide& sum) { z[first + c] = sum; });
 }
 
 // For the columns c of one tile: y[c] <- sum of f(r, c) over the rows first_row <= r < last_row.
-template <class F>
-DEVICE void sum_tile(real* y, int64 tile, int64 cols, int64 first_row, int64 last_row, F f) {
+template <class T, class F>
+DEVICE void sum_tile(T* y, int64 tile, int64 cols, int64 first_row, int64 last_row, F f) {
     const int64 first = tile * COLUMNS, width = cols - first;
-    Columns<real> total(0);
+    Columns<wide> total(0);
     int64 row = first_row;
     for (; row + 4 <= last_row; row += 4)
-        total.first(width, [&](int c, real& sum) {
+        total.first(width, [&](int c, wide& sum) {
             const int64 col = first + c;
             sum = sum + f(row, col) + f(row + 1, col) + f(row + 2, col) + f(row + 3, col);
         });
     for (; row < last_row; row++)
-        total.first(width, [&](int c, real& sum) { sum += f(row, first + c); });
-    total.first(width, [&](int c, real& sum) { y[first + c] = sum; });
+        total.first(width, [&](int c, wide& sum) { sum += f(row, first + c); });
+    total.first(width, [&](int c, wide& sum) { y[first + c] = sum; });
 }
-
-#include "real_math.h"

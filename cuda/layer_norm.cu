@@ -22,17 +22,17 @@
 #include "kernel.h"
 
 ROWS_KERNEL layer_norm_forward(const real* x, const real* __restrict__ gamma,
-                               const real* __restrict__ beta, real* y, real* __restrict__ mean,
-                               real* __restrict__ rstd, int64 rows, int64 cols, real eps)
+                               const real* __restrict__ beta, real* y, wide* __restrict__ mean,
+                               wide* __restrict__ rstd, int64 rows, int64 cols, wide eps)
 {
     FOR_ROWS(row, rows) {
         const real* x_row = x + row * cols;
         real* y_row = y + row * cols;
-        const real center = row_sum(cols, [&](int64 c) { return x_row[c]; }) / (real)cols;
-        const real variance = row_sum(cols, [&](int64 c) {
+        const wide center = row_sum(cols, [&](int64 c) { return x_row[c]; }) / (wide)cols;
+        const wide variance = row_sum(cols, [&](int64 c) {
             return (x_row[c] - center) * (x_row[c] - center);
-        }) / (real)cols;
-        const real inverse = 1 / real_sqrt(variance + eps);
+        }) / (wide)cols;
+        const wide inverse = 1 / real_sqrt(variance + eps);
         FOR_LANES(c, cols) y_row[c] = (x_row[c] - center) * inverse * gamma[c] + beta[c];
         if (LANE_LEADER) mean[row] = center;
         if (LANE_LEADER) rstd[row] = inverse;
@@ -40,30 +40,30 @@ ROWS_KERNEL layer_norm_forward(const real* x, const real* __restrict__ gamma,
 }
 
 ROWS_KERNEL layer_norm_backward(const real* x, const real* __restrict__ gamma,
-                                const real* __restrict__ mean, const real* __restrict__ rstd,
+                                const wide* __restrict__ mean, const wide* __restrict__ rstd,
                                 const real* dy, real* dx, int64 rows, int64 cols)
 {
     FOR_ROWS(row, rows) {
         const real *x_row = x + row * cols, *dy_row = dy + row * cols;
         real* dx_row = dx + row * cols;
-        const real center = mean[row], inverse = rstd[row];
-        real plain, tilted;
+        const wide center = mean[row], inverse = rstd[row];
+        wide plain, tilted;
         row_two_sums(
             cols, [&](int64 c) { return gamma[c] * dy_row[c]; },
             [&](int64 c) { return gamma[c] * dy_row[c] * ((x_row[c] - center) * inverse); },
             plain, tilted);
-        plain /= (real)cols;
-        tilted /= (real)cols;
+        plain /= (wide)cols;
+        tilted /= (wide)cols;
         FOR_LANES(c, cols) {
-            const real normed = (x_row[c] - center) * inverse;
+            const wide normed = (x_row[c] - center) * inverse;
             dx_row[c] = inverse * (gamma[c] * dy_row[c] - plain - normed * tilted);
         }
     }
 }
 
 ROWS_KERNEL layer_norm_parameter_partials(
-    const real* __restrict__ x, const real* __restrict__ mean, const real* __restrict__ rstd,
-    const real* __restrict__ dy, real* __restrict__ dgamma_part, real* __restrict__ dbeta_part,
+    const real* __restrict__ x, const wide* __restrict__ mean, const wide* __restrict__ rstd,
+    const real* __restrict__ dy, wide* __restrict__ dgamma_part, wide* __restrict__ dbeta_part,
     int64 rows, int64 cols, int64 rows_per_part)
 {
     const int64 parts = (rows + rows_per_part - 1) / rows_per_part;

@@ -12,7 +12,8 @@
 //            the forward and of x in the backward kernels. Every window holds a pixel (pad < kernel
 //            and the caller's output size). NaN counts as the largest, of equals the first is taken.
 // Launch     ROWS, work = lines * ceil(channels / 32), any grid and block.
-// Cost       every input is read from memory once where windows are no larger than the cache.
+// Cost       bytes in float32: every input 4 an element, once where windows are no larger than the
+//            cache, and every output 4.
 // Exactness  gather form: each output is one sum, over window pixels or windows in ascending order.
 // Source     elementary.
 // Reference  tests/reference_images.py    Test  tests/test_kernels_pooling.py
@@ -66,17 +67,17 @@ ROWS_KERNEL max_pool_forward(const real* __restrict__ x, real* __restrict__ y,
         with_width(at.width, [&](auto w) {
             for (int64 ow = 0; ow < out_width; ow++) {
                 const Span cols(ow, kernel_w, stride_w, pad_w, width);
-                Lanes<real> best(-from_bits(Format<real>::INF));
+                Lanes<wide> best(-from_bits(Format<wide>::INF));
                 Lanes<int32> where((int32)(rows.begin * width + cols.begin));
                 for (int64 i = rows.begin; i < rows.end; i++)
-                    for (int64 j = cols.begin; j < cols.end; j++)
-                        w.each(best, [&](int c, real& top) {
-                            const real value = in[(i * width + j) * channels + c];
+                    ROLLED for (int64 j = cols.begin; j < cols.end; j++)
+                        w.each(best, [&](int c, wide& top) {
+                            const wide value = in[(i * width + j) * channels + c];
                             const bool larger = value > top || value != value;
                             where[c] = larger ? (int32)(i * width + j) : where[c];
                             top = larger ? value : top;
                         });
-                w.each(best, [&](int c, real& top) {
+                w.each(best, [&](int c, wide& top) {
                     y[start + ow * channels + c] = top;
                     argmax[start + ow * channels + c] = where[c];
                 });
@@ -100,14 +101,14 @@ ROWS_KERNEL max_pool_backward(const real* __restrict__ dy, const int32* __restri
             for (int64 column = 0; column < width; column++) {
                 const Holders cols(column, kernel_w, stride_w, pad_w, out_width);
                 const int32 pixel = (int32)(at.line * width + column);
-                Lanes<real> sum(0);
+                Lanes<wide> sum(0);
                 for (int64 oh = rows.begin; oh < rows.end; oh++)
-                    for (int64 ow = cols.begin; ow < cols.end; ow++)
-                        w.each(sum, [&](int c, real& s) {
+                    ROLLED for (int64 ow = cols.begin; ow < cols.end; ow++)
+                        w.each(sum, [&](int c, wide& s) {
                             const int64 from = first + (oh * out_width + ow) * channels + c;
-                            s += argmax[from] == pixel ? dy[from] : (real)0;
+                            s += argmax[from] == pixel ? (wide)dy[from] : (wide)0;
                         });
-                w.each(sum, [&](int c, real& s) { out[column * channels + c] = s; });
+                w.each(sum, [&](int c, wide& s) { out[column * channels + c] = s; });
             }
         });
     }
@@ -127,14 +128,14 @@ ROWS_KERNEL average_pool_forward(const real* __restrict__ x, real* __restrict__ 
         with_width(at.width, [&](auto w) {
             for (int64 ow = 0; ow < out_width; ow++) {
                 const Span cols(ow, kernel_w, stride_w, pad_w, width);
-                Lanes<real> sum(0);
+                Lanes<wide> sum(0);
                 for (int64 i = rows.begin; i < rows.end; i++)
-                    for (int64 j = cols.begin; j < cols.end; j++)
-                        w.each(sum, [&](int c, real& s) {
+                    ROLLED for (int64 j = cols.begin; j < cols.end; j++)
+                        w.each(sum, [&](int c, wide& s) {
                             s += in[(i * width + j) * channels + c];
                         });
-                const real count = (real)(rows.size() * cols.size());
-                w.each(sum, [&](int c, real& s) { out[ow * channels + c] = s / count; });
+                const wide count = (wide)(rows.size() * cols.size());
+                w.each(sum, [&](int c, wide& s) { out[ow * channels + c] = s / count; });
             }
         });
     }
@@ -153,18 +154,18 @@ ROWS_KERNEL average_pool_backward(const real* __restrict__ dy, real* __restrict_
         with_width(at.width, [&](auto w) {
             for (int64 column = 0; column < width; column++) {
                 const Holders cols(column, kernel_w, stride_w, pad_w, out_width);
-                Lanes<real> sum(0);
+                Lanes<wide> sum(0);
                 for (int64 oh = rows.begin; oh < rows.end; oh++) {
                     const int64 tall = Span(oh, kernel_h, stride_h, pad_h, height).size();
-                    for (int64 ow = cols.begin; ow < cols.end; ow++) {
-                        const int64 wide = Span(ow, kernel_w, stride_w, pad_w, width).size();
-                        const real share = (real)1 / (real)(tall * wide);
-                        w.each(sum, [&](int c, real& s) {
+                    ROLLED for (int64 ow = cols.begin; ow < cols.end; ow++) {
+                        const int64 broad = Span(ow, kernel_w, stride_w, pad_w, width).size();
+                        const wide share = (wide)1 / (wide)(tall * broad);
+                        w.each(sum, [&](int c, wide& s) {
                             s += in[(oh * out_width + ow) * channels + c] * share;
                         });
                     }
                 }
-                w.each(sum, [&](int c, real& s) { out[column * channels + c] = s; });
+                w.each(sum, [&](int c, wide& s) { out[column * channels + c] = s; });
             }
         });
     }

@@ -66,6 +66,12 @@ DEVICE float from_bits(uint32 bits) { float x; __builtin_memcpy(&x, &bits, sizeo
 DEVICE double from_bits(uint64 bits) { double x; __builtin_memcpy(&x, &bits, sizeof x); return x; }
 #endif
 
+// x where the condition holds, else 0; not by a branch, which would keep 16-bit loops scalar.
+template <class T> DEVICE T kept(bool condition, T x)
+{
+    return from_bits(bits_of(x) & (typename Format<T>::Bits)0 - (typename Format<T>::Bits)condition);
+}
+
 // c0 + x (c1 + x (c2 + ...)), one fma a coefficient.
 template <class T> DEVICE T polynomial(T, double c0) { return (T)c0; }
 template <class T, class... More> DEVICE T polynomial(T x, double c0, More... more)

@@ -16,19 +16,19 @@
 
 #include "kernel.h"
 
-ELEMENTS_KERNEL sgd(real* __restrict__ p, const real* __restrict__ g, real* __restrict__ v,
+ELEMENTS_KERNEL sgd(wide* __restrict__ p, const wide* __restrict__ g, wide* __restrict__ v,
                     double lr, double momentum, double weight_decay, double scale, int32 nesterov,
                     int64 n)
 {
-    const real rate = (real)lr, mu = (real)momentum, factor = (real)scale;
-    const real decay = (real)(lr * weight_decay);
+    const wide rate = (wide)lr, mu = (wide)momentum, factor = (wide)scale;
+    const wide decay = (wide)(lr * weight_decay);
     if (!v) {
         GRID_STRIDE(i, n) p[i] = p[i] - decay * p[i] - rate * (factor * g[i]);
         return;
     }
     if (nesterov) {
         GRID_STRIDE(i, n) {
-            const real gradient = factor * g[i];
+            const wide gradient = factor * g[i];
             v[i] = mu * v[i] + gradient;
             p[i] = p[i] - decay * p[i] - rate * (gradient + mu * v[i]);
         }

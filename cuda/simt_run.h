@@ -10,6 +10,13 @@
 #include "simt_fiber.h"
 #include "simt_shadow.h"
 
+// One access to an array or to shared memory, as it is recorded for counting traffic.
+struct Touch {
+    uint64_t address;
+    uint32_t thread, pc, bytes;  // thread: number in the grid
+    int32_t use;                 // SimtUse, plus 4 for shared memory
+};
+
 struct Launch {
     void (*entry)(const uint64_t*);  // runs the kernel on these argument slots
     const uint64_t* arguments;
@@ -21,6 +28,9 @@ struct Launch {
     uint64_t limit;     // of switches, accesses and blocks of code together
     uint64_t switches;  // result
     uint64_t accesses;  // result
+    Touch* touches;     // room for the first `touch_room` accesses; result
+    uint64_t touch_room;
+    uint64_t touch_count;  // result: of all that were to be recorded
 };
 
 namespace {
@@ -117,6 +127,15 @@ void on_tick(unsigned steps)
                                        (unsigned long long)run->steps));
 }
 
+void record(const char* address, uint64_t bytes, int use, const Region& region, uint32_t pc)
+{
+    Launch& launch = *run->launch;
+    if (launch.touch_count < launch.touch_room)
+        launch.touches[launch.touch_count] = {(uint64_t)address, run->running->thread.number - 1, pc,
+                                              (uint32_t)bytes, use + 4 * region.shared};
+    launch.touch_count++;
+}
+
 void on_access(const void* where, unsigned long long bytes, int use, bool aligned, const void* pc)
 {
     const char* address = (const char*)where;
@@ -134,6 +153,7 @@ void on_access(const void* where, unsigned long long bytes, int use, bool aligne
         stop("misaligned: " + who() + text(" uses %llu bytes at ", bytes) +
              item(*region, address - region->begin, bytes) + place(place_of(pc)) +
              ", an address that is no multiple of it");
+    record(address, bytes, use, *region, place_of(pc));
     check_access(run->shadow, *region, address, bytes, use, fiber.thread, place_of(pc));
 }
 

@@ -121,7 +121,7 @@ void prepare(Launch& launch)
     run->shadow.block_size = launch.block;
     run->fibers.resize(launch.block);
     run->random = launch.seed;
-    launch.switches = launch.accesses = 0;
+    launch.switches = launch.accesses = launch.touch_count = 0;
 }
 
 }  // namespace

@@ -63,6 +63,8 @@ class Tape:
             groups[g + 1]. Default: the batch is one microbatch.
         all_reduce: sums a host float64 array over all ranks, in place; collective. Only operations
             with statistics over the whole step call it. Default: one rank.
+        loss_scale: all gradients are those of the losses times this, so that small ones are not
+            lost in float16; the losses themselves are not scaled.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Tape:
         samples: NDArray[np.int64] | None = None,
         groups: NDArray[np.int64] | None = None,
         all_reduce: Callable[[NDArray[np.float64]], None] | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         self.device = device
         self.training = training
@@ -83,6 +86,7 @@ class Tape:
         self.samples = samples
         self.groups = groups
         self.all_reduce = all_reduce or (lambda _: None)
+        self.loss_scale = loss_scale
         self.draws = 0  # operations that drew random numbers so far: tells them apart
         self._records: list[tuple[Variable, Backward]] = []
 

@@ -40,8 +40,11 @@ class RunSection(Section, frozen=True, kw_only=True):
     seed: Count = 1
     epochs: Positive = 1
     steps: Count = 0  # stop after this many steps; 0: after `epochs`
-    dtype: Literal["float32", "float64"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # of activations, weights and gradients; with a 16-bit type statistics, master weights and the
+    # optimizer's state are float32 (docs/precision.md)
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    matmul_precision: Literal["float32", "tf32", "bf16"] = "float32"  # of products in float32
+    device: Literal["auto", "cpu", "cuda", "sim"] = "auto"
 
 
 class DataSection(Section, frozen=True, kw_only=True):
@@ -120,10 +123,11 @@ class ScheduleSection(Section, frozen=True, kw_only=True):
 class ParallelSection(Section, frozen=True, kw_only=True):
     """How gradients are combined."""
 
-    # shared: straight from the memory of the node's ranks; messages: never shared memory;
-    # auto: shared, or messages where it is not possible; allreduce: MPI_Allreduce and an update
-    # of everything on every rank
-    reduction: Literal["auto", "shared", "messages", "allreduce"] = "auto"
+    # shared (CPU), ipc (GPU): straight from the memory of the node's ranks; messages: never that;
+    # auto: shared or ipc, or messages where it is not possible; allreduce: MPI_Allreduce and an
+    # update of everything on every rank
+    reduction: Literal["auto", "shared", "ipc", "messages", "allreduce"] = "auto"
+    gpu_mpi: Literal["auto", "on", "off"] = "auto"  # is MPI given GPU memory? docs/gpu-mpi.md
     threads: Count = 0  # BLAS threads per rank; 0: the node's cores over its ranks
 
 
@@ -133,6 +137,15 @@ class CheckpointSection(Section, frozen=True, kw_only=True):
     every_steps: Count = 0  # 0: only by epochs
     every_epochs: Count = 1  # 0: only by steps
     keep: Annotated[int, msgspec.Meta(ge=2)] = 2  # the newest may turn out to be damaged
+
+
+class StopSection(Section, frozen=True, kw_only=True):
+    """When a run ends before it is finished, with a checkpoint, to be started again."""
+
+    after: str = ""  # this long after its start, as 3h50m or 90s; "": no limit
+    margin: str = "auto"  # earlier by this much; auto: twice the longest step and checkpoint
+    at_job_end: bool = True  # also before the batch job ends, where its end is told
+    hang_after: str = "10m"  # end with 124 when no call of MPI began or ended for so long; 0: never
 
 
 class LogSection(Section, frozen=True, kw_only=True):
@@ -153,6 +166,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
     schedule: ScheduleSection = ScheduleSection()
     parallel: ParallelSection = ParallelSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    stop: StopSection = StopSection()
     log: LogSection = LogSection()
 
 
@@ -215,10 +229,14 @@ def from_text(
 
 
 SECTIONS = RunConfig.__struct_fields__
+SHORT = {"HPCTRAIN_GPU_MPI": ("parallel", "gpu_mpi")}  # variables with a name of their own
 
 
 def _environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     for variable in sorted(environment):
+        if variable in SHORT and environment[variable]:
+            section, key = SHORT[variable]
+            yield f"{section}.{key}", environment[variable].strip().lower(), f"${variable}"
         parts = variable.lower().split("_", 2)
         if len(parts) == 3 and parts[0] == "hpctrain" and parts[1] in SECTIONS:
             yield f"{parts[1]}.{parts[2]}", _value(environment[variable]), f"${variable}"

@@ -62,6 +62,30 @@ def from_bytes(rng, dtype, n):
 
 
 @case()
+def narrow(rng, dtype, n):
+    x = normal(rng, dtype, n)
+    return Case("narrow", [x, np.zeros_like(x), n], n, {1: x}, error=0)
+
+
+@case()
+def add_widened(rng, dtype, n):
+    x, y = normal(rng, dtype, n), normal(rng, dtype, n)
+    return Case("add_widened", [x, y, n], n, {1: y + x}, error=0)
+
+
+@case()
+def round_mantissa(rng, dtype, n):
+    """Exact ties, infinities and NaN included."""
+    x = normal(rng, dtype, n)
+    x[::5] = 1 + np.arange(len(x[::5])) % 8 / 16  # halves of a unit of 3 bits
+    x[3::11], x[4::11] = np.nan, -np.inf
+    with np.errstate(invalid="ignore"):
+        mantissa, exponent = np.frexp(x)
+        expected = np.where(np.isfinite(x), np.ldexp(np.rint(mantissa * 16) / 16, exponent), x)
+    return Case("round_mantissa", [x, np.zeros_like(x), 3, n], n, {1: expected}, error=0)
+
+
+@case()
 def gelu_forward(rng, dtype, n):
     x = 3 * normal(rng, dtype, n)
     return Case("gelu_forward", [x, np.zeros_like(x), n], n, {1: reference.gelu(x)})

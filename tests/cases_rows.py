@@ -60,9 +60,10 @@ def _cross_entropy(rng, dtype, shape, weighted, gradient):
     labels[2::3] = IGNORE
     weights = rng.random(rows).astype(dtype) if weighted else None
     loss, dlogits, correct = reference.softmax_cross_entropy(logits, labels, weights, IGNORE)
+    scale = 8.0 if weighted else 1.0
     outputs = [np.ones_like(loss), np.ones_like(logits) if gradient else None, correct + 7]
-    args = [logits, labels, weights, *outputs, rows, cols, IGNORE]
-    expected = {3: loss, 5: correct} | ({4: dlogits} if gradient else {})
+    args = [logits, labels, weights, *outputs, rows, cols, IGNORE, scale]
+    expected = {3: loss, 5: correct} | ({4: scale * dlogits} if gradient else {})
     return Case("softmax_cross_entropy", args, rows, expected, 16)
 
 
@@ -85,8 +86,10 @@ def _mean_squared_error(rng, dtype, shape, weighted, gradient):
     y, target = normal(rng, dtype, *shape), normal(rng, dtype, *shape)
     weights = rng.random(shape[0]).astype(dtype) if weighted else None
     loss, dy = reference.mean_squared_error(y, target, weights)
-    args = [y, target, weights, np.ones_like(loss), np.ones_like(y) if gradient else None, *shape]
-    expected = {3: loss} | ({4: dy} if gradient else {})
+    scale = 8.0 if weighted else 1.0
+    outputs = [np.ones_like(loss), np.ones_like(y) if gradient else None]
+    args = [y, target, weights, *outputs, *shape, scale]
+    expected = {3: loss} | ({4: scale * dy} if gradient else {})
     return Case("mean_squared_error", args, shape[0], expected, 16)
 
 

@@ -36,6 +36,15 @@ def column_sum(rng, dtype, size):
     return Case("column_sum", args, tiles(cols), expected, error=0, whole=None)
 
 
+@case(*SHAPES)
+def column_merge(rng, dtype, size):
+    rows, cols, _ = size
+    part = normal(rng, dtype, rows, cols)
+    args = [part, np.zeros(cols, dtype), rows, cols]
+    expected = {1: reference.column_sum(part)}
+    return Case("column_merge", args, tiles(cols), expected, error=0, whole=None)
+
+
 @case(0, 1, 33, 4096, 4097, 10_000)
 def square_sum_partials(rng, dtype, n):
     x = normal(rng, dtype, n)
@@ -60,6 +69,17 @@ def sum_peers(rng, dtype, size):
     expected = reference.sum_in_order([peer[offset : offset + n] for peer in peers])
     args = [peers, count, offset, np.zeros(n, dtype), n]
     return Case("sum_peers", args, n, {3: expected}, error=0, whole=None)
+
+
+@case(*((count, n) for count in (1, 2, 3, 8, 11) for n in (1, 33, 2500)))
+def sum_widened(rng, dtype, size):
+    count, n = size
+    offset = 5
+    first, *others = [normal(rng, dtype, offset + n + 3) for _ in range(count)]
+    first = first[:n].copy()
+    expected = reference.sum_in_order([first, *(peer[offset : offset + n] for peer in others)])
+    args = [first, others, count - 1, offset, np.zeros(n, dtype), n]
+    return Case("sum_widened", args, n, {4: expected}, error=0, whole=None)
 
 
 @case()

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from hpctrain.device.signatures import kernel_named
+
 Array = NDArray[Any]
 SIZES = (0, 1, 31, 33, 1000, 5000)  # elements of a flat array: none, one, about a warp, more
 
@@ -54,8 +56,43 @@ class Family:
 
     def build(self, dtype: DTypeLike, size: Any) -> Case:
         """The case for `dtype` and `size`, with random inputs that depend on both."""
-        seed = zlib.crc32(f"{self.make.__name__} {np.dtype(dtype)} {size}".encode())
-        return self.make(np.random.default_rng(seed), np.dtype(dtype), size)
+        dtype = np.dtype(dtype)
+        seed = zlib.crc32(f"{self.make.__name__} {dtype} {size}".encode())
+        if dtype.itemsize > 2:
+            return self.make(np.random.default_rng(seed), dtype, size)
+        single = self.make(Coarse(np.random.PCG64(seed)), np.dtype(np.float32), size)
+        return narrowed(single, dtype)
+
+
+class Coarse(np.random.Generator):
+    """Random numbers of few digits: they, their doubles and triples are exact in 16 bits."""
+
+    def standard_normal(self, size: Any = None) -> Any:
+        """Multiples of 1/16 in [-4, 4], about normal."""
+        return np.clip(np.round(super().standard_normal(size) * 16) / 16, -4, 4)
+
+
+def narrowed(case: Case, dtype: np.dtype[Any]) -> Case:
+    """The case with its arrays of `real` in 16 bits and, as everything is computed in float32, what
+    float32 computes as what is expected."""
+
+    def narrow(value: Any) -> Any:
+        return [narrow(one) for one in value] if isinstance(value, list) else value.astype(dtype)
+
+    args = list(case.args)
+    parameters = kernel_named(case.kernel).parameters
+    for index, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
+        if parameter.type != "real" or value is None:
+            continue
+        args[index] = narrow(value)
+        before, after = (v if isinstance(v, list) else [v] for v in (value, args[index]))
+        exact = [
+            np.array_equal(a, b.astype(a.dtype), equal_nan=True)
+            for a, b in zip(before, after, strict=True)
+        ]
+        if parameter.constant and not all(exact):
+            raise ValueError(f"{case.kernel}: {parameter.name} is not exact in {dtype}")
+    return Case(case.kernel, args, case.work, case.expected, case.error, case.whole)
 
 
 CASES: dict[str, Family] = {}

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_cases import CASES, Case
+from ml_dtypes import bfloat16
 
 from hpctrain.device.build import LEVELS, host_level
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.device.signatures import kernel_named
 
 DTYPES = ("float32", "float64")
+DTYPES16 = ("bfloat16", "float16")
 FENCE = 16  # elements behind an output that a kernel must leave alone
 _devices: dict[str, CpuDevice] = {}
 
@@ -60,10 +62,15 @@ def launch(device: Any, case: Case) -> dict[int, Any]:
     return {index: device.to_host(args[index]) for index in case.expected}
 
 
+def is_float(array: Any) -> bool:
+    """Whether it holds floating-point numbers; to NumPy bfloat16 is of kind V."""
+    return array.dtype.kind == "f" or array.dtype == bfloat16
+
+
 def fenced(device: Any, value: Any) -> tuple[Any, Any]:
     """A copy of an array in device memory, and the elements that lie behind it."""
     flat = np.full(value.size + FENCE, 85, value.dtype)
-    if value.dtype.kind == "f":
+    if is_float(value):
         flat[:] = np.nan
     flat[: value.size] = value.ravel()
     memory = device.from_host(flat)
@@ -78,13 +85,29 @@ def compare(case: Case, outputs: dict[int, Any]) -> None:
         name = f"{case.kernel}: {kernel_named(case.kernel).parameters[index].name}"
         found = outputs[index]
         assert found.shape == expected.shape, name
-        if case.error == 0 or found.dtype.kind != "f":
+        if found.dtype.itemsize == 2 and found.dtype != expected.dtype:
+            compare16(found, expected, case.error, name)
+            continue
+        if case.error == 0 or not is_float(found):
             np.testing.assert_array_equal(found, expected, err_msg=name)
             continue
         finite = np.abs(expected[np.isfinite(expected)])
         scale = max(1.0, float(finite.max(initial=0)))
         allowed = case.error * float(np.finfo(found.dtype).eps) * scale
         np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=name)
+
+
+def compare16(found: Any, expected: Any, error: float, name: str) -> None:
+    """Hold a 16-bit output against float32: as rounded from it, or from within `error` of it."""
+    if error == 0:
+        found, expected = found.astype(np.float32), expected.astype(found.dtype).astype(np.float32)
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+        return
+    half_unit = np.spacing(np.abs(expected).astype(found.dtype)).astype(np.float64) / 2
+    scale = max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0)))
+    allowed = half_unit + error * float(np.finfo(np.float32).eps) * scale
+    distance = np.abs(found.astype(np.float64) - expected)
+    assert (distance <= allowed).all(), f"{name}: {(distance - allowed).max()} too far"
 
 
 def parts(case: Case, cuts: list[int]) -> list[Case]:
@@ -107,6 +130,8 @@ def same_bits(first: dict[int, Any], second: dict[int, Any], what: str) -> None:
     """Outputs of two runs are the same bits (any NaN equals any other)."""
     for index, one in first.items():
         other = second[index]
+        if one.dtype.itemsize == 2:
+            one, other = one.astype(np.float32), other.astype(np.float32)  # exact
         np.testing.assert_array_equal(one, other, err_msg=what)
         if one.dtype.kind == "f":
             zeros = one == 0

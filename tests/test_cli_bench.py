@@ -12,6 +12,7 @@ import pytest
 from launching import ROOT, environment, mpirun
 
 from hpctrain.cli import bench
+from hpctrain.collectives.algorithms import PRESETS
 from hpctrain.device.signatures import kernel_named, kernel_table
 from hpctrain.errors import UsageError
 
@@ -71,6 +72,21 @@ def test_allreduce_under_mpirun(tmp_path):
         assert row["bus_bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
         assert row["copy_seconds"] > 0
     assert "4 KiB" in done.stdout and "wrong" in done.stdout
+
+
+@pytest.mark.parametrize("gpu_mpi, nodes", [("on", "2x1"), ("off", "2x1"), ("auto", "1x2")])
+def test_allreduce_on_the_simulated_device(gpu_mpi, nodes):
+    arguments = [*ALLREDUCE, "4K", "--device", "sim", "--gpu-mpi", gpu_mpi, "--repeat", "1"]
+    done = mpirun(2, *arguments, "--json", "-", env={"HPCTRAIN_TOPOLOGY": nodes})
+    assert done.returncode == 0, done.stdout
+    figures = json.loads(done.stdout[done.stdout.index("{") :])
+    assert figures["device"] == "sim" and figures["gpu_mpi"] == gpu_mpi
+    mode = {"2x1": "messages", "1x2": "ipc"}[nodes]
+    assert [(row["algorithm"], row["wrong"]) for row in figures["results"]] == [
+        ("MPI_Allreduce in place", 0),
+        (f"slices ({mode})", 0),
+        (f"slices ({mode}) + copy", 0),
+    ]
 
 
 def test_json_on_the_terminal_is_nothing_but_json():
@@ -170,11 +186,11 @@ def test_an_unknown_kernel():
     [("fill", 1), ("add", 3), ("add_into", 3), ("adamw", 7), ("sgd", 5), ("gelu_backward", 3)],
 )
 def test_bytes_are_those_of_the_kernel_s_header(name, elements):
-    from hpctrain.cli.bench_launches import LAUNCHES, Maker, N
+    from hpctrain.cli.bench_launches import LAUNCHES, SIZES, Maker
     from hpctrain.device.cpu import CpuDevice
 
     launch = LAUNCHES[name](Maker(CpuDevice(), "float32"))
-    assert launch.bytes(name) == 4 * elements * N
+    assert launch.bytes(name) == 4 * elements * SIZES.n
     assert len(launch.args) == len(kernel_named(name).parameters)
 
 
@@ -186,3 +202,13 @@ def test_rounds_alternate():
     assert seconds.shape == (3, 2) and (seconds > 0).all()
     order = [call for i, call in enumerate(calls) if i == 0 or calls[i - 1] != call]
     assert order == ["a", "b"] * 4  # once to see how long it takes, then three rounds
+
+
+def test_schedules_beside_mpi():
+    done = mpirun(2, *ALLREDUCE, "4K", "--repeat", "1", "--algorithm", "all", "--json", "-")
+    assert done.returncode == 0, done.stdout
+    rows = json.loads(done.stdout)["results"]
+    assert [row["algorithm"] for row in rows[4:]] == list(PRESETS)
+    assert not any(row["wrong"] for row in rows)
+    unknown = mpirun(1, *ALLREDUCE, "4K", "--algorithm", "rings")
+    assert unknown.returncode != 0 and "did you mean 'ring'" in unknown.stdout

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from hpctrain.collectives.slices import MODES, SliceReduction
+from hpctrain.collectives.slices import SliceReduction
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.errors import DeviceError, UsageError
 from hpctrain.mpi.topology import topology
@@ -23,6 +23,7 @@ LAYOUTS = {
     3: ["1x3", "3x1", "2+1", "1+2", "0,1,0"],
     4: ["1x4", "2x2", "3+1", "1+3", "0,1,0,1", "1,0,0,0", "1+2+1", "4x1"],
 }
+MODES = ["auto", "shared", "messages", "allreduce"]  # those of a CPU
 SIZES = [0, 1, 5, 1000, 100_003]
 
 
@@ -61,6 +62,14 @@ class Detached(CpuDevice):
     def copy(self, target, source):
         self.synchronize()
         super().copy(target, source)
+
+    def download(self, array, host):
+        self.synchronize()
+        return super().download(array, host)
+
+    def upload(self, host, array):
+        self.synchronize()
+        return super().upload(host, array)
 
     def wrap(self, array):
         raise AssertionError("this device cannot use host memory")
@@ -227,6 +236,8 @@ def test_wrong_arguments(comm, device):
             SliceReduction(where, device, 10, "int32")
         with pytest.raises(DeviceError, match="needs arrays in host memory"):
             SliceReduction(where, Detached(), 10, "float32", "shared")
+        with pytest.raises(DeviceError, match="needs the memory of a GPU"):
+            SliceReduction(where, device, 10, "float32", "ipc")
 
 
 @pytest.mark.ranks(2, 4)

@@ -9,7 +9,7 @@ from kernel_checks import device_for, matches_reference, same_on_all_levels, sam
 
 CASES = (
     *("fill", "scale", "add", "add_into", "relu_forward", "relu_backward"),
-    *("add_bias", "from_bytes"),
+    *("add_bias", "from_bytes", "narrow", "add_widened", "round_mantissa"),
 )
 test_matches_reference = matches_reference(*CASES)
 test_same_on_all_levels = same_on_all_levels(*CASES)

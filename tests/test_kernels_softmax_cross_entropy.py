@@ -18,7 +18,7 @@ def run(logits, labels, gradient=None):
     rows, cols = logits.shape
     gradient = np.empty_like(logits) if gradient is None else gradient
     loss, correct = np.empty(rows, logits.dtype), np.empty(rows, np.uint8)
-    args = [logits, np.array(labels, np.int64), None, loss, gradient, correct, rows, cols, -1]
+    args = [logits, np.array(labels, np.int64), None, loss, gradient, correct, rows, cols, -1, 1.0]
     device_for().launch("softmax_cross_entropy", *args, work=rows)
     return loss, gradient, correct
 

@@ -8,8 +8,8 @@ import pytest
 from kernel_checks import device_for, matches_reference, same_on_all_levels, same_when_split
 
 CASES = (
-    *("column_partials", "column_sum", "square_sum_partials", "total_sum"),
-    *("sum_peers", "average_update"),
+    *("column_partials", "column_sum", "column_merge", "square_sum_partials", "total_sum"),
+    *("sum_peers", "sum_widened", "average_update"),
 )
 test_matches_reference = matches_reference(*CASES)
 test_same_on_all_levels = same_on_all_levels(*CASES)

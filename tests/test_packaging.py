@@ -86,7 +86,8 @@ def test_the_wheel_holds_the_package_and_its_kernels(wheel):
 
     code = {f"hpctrain/{name}" for name in files_below(ROOT / "hpctrain", "*.py", "py.typed")}
     kernels = {f"hpctrain/kernels/{name}" for name in files_below(ROOT / "cuda", "*.cu", "*.h")}
-    assert {name for name in names if not name.startswith(info)} == code | kernels
+    jobs = {f"hpctrain/jobs/{name}" for name in files_below(ROOT / "jobs", "*.sh")}
+    assert {name for name in names if not name.startswith(info)} == code | kernels | jobs
     assert f"{info}licenses/LICENSE" in names
     assert wheel.name.endswith("-py3-none-any.whl")
 
@@ -149,7 +150,7 @@ def test_all_packages_are_listed():
     packages = {path.parent for path in (ROOT / "hpctrain").rglob("*.py")}
     names = {".".join(path.relative_to(ROOT).parts) for path in packages}
     listed = config["options"]["packages"].split()
-    assert listed == sorted(names | {"hpctrain.kernels"})
+    assert listed == sorted(names | {"hpctrain.jobs", "hpctrain.kernels"})
     assert all((path / "__init__.py").is_file() for path in packages)
 
 

@@ -1,12 +1,14 @@
 """`hpctrain bench`: how quick this machine is at what training does, each beside a limit.
 
     bench allreduce    adding up gradients over ranks, beside MPI_Allreduce and a memory copy
-    bench kernels      the kernels on the CPU, beside a memory copy, and PyTorch where installed
+    bench kernels      the kernels on the CPU, beside a memory copy, and PyTorch where installed;
+                       without running them: --static, what they take on a GPU, and --traffic, the
+                       bytes they move
 
 Times are medians of rounds in which everything that is compared runs in turn, and ratios are
 medians of the rounds' ratios: noise of the machine meets both sides alike.
 
-Layer: cli. What is measured is in bench_allreduce and bench_kernels.
+Layer: cli. What is measured is in bench_allreduce, bench_kernels, bench_static, bench_traffic.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpctrain.errors import UsageError
+from hpctrain.cli.common import add_gpu_mpi
+from hpctrain.errors import UsageError, nearest
 
 __all__ = ["add_parser", "cpu_name", "report", "table"]
 
@@ -34,32 +37,8 @@ def add_parser(subparsers: Any) -> None:
         description="Measure what training is made of, beside a memory copy of as many bytes.",
     )
     kinds = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
-    allreduce = kinds.add_parser(
-        "allreduce",
-        help="adding up gradients over all ranks; start it under mpirun or srun",
-        description=(
-            "Time the sum over ranks: by MPI_Allreduce in place and not in place, and by the "
-            "sliced reduction of training (reduce, then gather; the update between the two is not "
-            "counted). Every element of every round is compared with the exact sum."
-        ),
-    )
-    allreduce.add_argument(
-        "--sizes",
-        type=_sizes,
-        default="4K,64K,1M,16M,64M",
-        help="bytes per rank, with K, M, G for powers of 1024 (default: %(default)s)",
-    )
-    kernels = kinds.add_parser(
-        "kernels",
-        help="every kernel on the CPU, in one process",
-        description=(
-            "Time every kernel at a size of real networks, beside a memory copy that moves as many "
-            "bytes, and operations beside PyTorch with one thread where it is installed."
-        ),
-    )
-    kernels.add_argument(
-        "--only", type=_names, default=(), metavar="NAME,...", help="only these kernels"
-    )
+    allreduce = _allreduce_parser(kinds)
+    kernels = _kernels_parser(kinds)
     for kind, function, repeat in ((allreduce, _allreduce, 15), (kernels, _kernels, 9)):
         kind.add_argument("--dtype", choices=("float32", "float64"), default="float32")
         kind.add_argument(
@@ -71,6 +50,70 @@ def add_parser(subparsers: Any) -> None:
         kind.set_defaults(run=function)
 
 
+def _kernels_parser(kinds: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        "kernels",
+        help="every kernel on the CPU, in one process",
+        description=(
+            "Time every kernel at a size of real networks, beside a memory copy that moves as many "
+            "bytes, and operations beside PyTorch with one thread where it is installed."
+        ),
+    )
+    parser.add_argument(
+        "--only", type=_names, default=(), metavar="NAME,...", help="only these kernels"
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--static",
+        action="store_true",
+        help="instead: compile for GPUs; registers, spills, shared memory and occupancy",
+    )
+    instead.add_argument(
+        "--traffic",
+        action="store_true",
+        help="instead: count the bytes that kernels move, on the SIMT simulator",
+    )
+    parser.add_argument(
+        "--arch",
+        type=_names,
+        default=("sm_90",),
+        metavar="sm_NN,...",
+        help="the GPUs of --static (default: sm_90)",
+    )
+    return parser
+
+
+def _allreduce_parser(kinds: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        "allreduce",
+        help="adding up gradients over all ranks; start it under mpirun or srun",
+        description=(
+            "Time the sum over ranks: by MPI_Allreduce in place and not in place, and by the "
+            "sliced reduction of training (reduce, then gather; the update between the two is not "
+            "counted). Every element of every round is compared with the exact sum."
+        ),
+    )
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        default="4K,64K,1M,16M,64M",
+        help="bytes per rank, with K, M, G for powers of 1024 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--algorithm",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="also schedules: ring, direct, rabenseifner, doubling, leader, two-level, torus, "
+        "three-level, or all",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "sim"), default="cpu", help="default: %(default)s"
+    )
+    add_gpu_mpi(parser)
+    return parser
+
+
 def _allreduce(args: argparse.Namespace) -> int:
     from hpctrain.cli.bench_allreduce import run
 
@@ -78,9 +121,17 @@ def _allreduce(args: argparse.Namespace) -> int:
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    from hpctrain.cli.bench_kernels import run
+    from hpctrain.cli import bench_kernels, bench_static, bench_traffic
+    from hpctrain.device.signatures import kernel_table
 
-    return run(args)
+    for name in args.only:
+        if name not in kernel_table():
+            raise UsageError(f"--only: no kernel is called {name!r}{nearest(name, kernel_table())}")
+    if args.static:
+        return bench_static.run(args)
+    if args.traffic:
+        return bench_traffic.run(args)
+    return bench_kernels.run(args)
 
 
 def _sizes(text: str) -> list[int]:

@@ -4,7 +4,10 @@ Every rank contributes whole numbers whose sum is exact in float32, and compares
 every round with that sum. In each round all contenders run once, from a barrier to the last rank's
 end; beside them all ranks copy as many bytes at once, which is what the memory allows.
 
-Layer: cli. Measures host memory; knows nothing of training.
+On a GPU the numbers are in its memory, MPI_Allreduce is that of the reduction "allreduce" (on GPU
+memory or through the host, by --gpu-mpi), and a round ends when the GPU is done.
+
+Layer: cli. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -12,23 +15,31 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.cli.bench import cpu_name, report, table
+from hpctrain.cli.bench_contenders import (
+    Contender,
+    CopiedSlices,
+    Copy,
+    InPlace,
+    OutOfPlace,
+    Slices,
+    Whole,
+)
+from hpctrain.cli.bench_schedules import scheduled
 from hpctrain.collectives.slices import SliceReduction
 from hpctrain.device import open_device
 from hpctrain.device.build import lowest_level
 from hpctrain.errors import UsageError
-from hpctrain.mpi import facts, messages, start
+from hpctrain.mpi import facts, start
 from hpctrain.mpi.topology import Topology, topology
+from hpctrain.parallel.communicator import open_chosen_device
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
     from hpctrain.device import Device
 
 __all__ = ["run"]
@@ -40,17 +51,19 @@ SMALL, MANY = 1 << 20, 10  # below so many bytes a round is short: do as many ti
 
 def run(args: argparse.Namespace) -> int:
     """Measure on all ranks, print on rank 0; 1 where an element was wrong. Collective."""
+    device = open_chosen_device(args.device)
     world = start.start()
     itemsize = np.dtype(args.dtype).itemsize
     for size in args.sizes:
         if size % itemsize:
             raise UsageError(f"--sizes: {size} bytes is no whole number of {args.dtype} elements")
-    device = open_device("cpu", lowest_level(world.allgather(open_device("cpu").level)))
+    if device.name == "cpu":
+        device = open_device("cpu", lowest_level(world.allgather(device.level)))
     with topology(world) as ranks:
         device.prepare([args.dtype], ranks.node)
         found = [row for size in args.sizes for row in _measure(ranks, device, size, args)]
         if world.rank == 0:
-            header = _header(ranks, args.dtype)
+            header = _header(ranks, args.dtype) | {"device": device.name, "gpu_mpi": args.gpu_mpi}
             report(args.json, header | {"results": found}, _text(header, found))
     return 1 if any(row["wrong"] for row in found) else 0
 
@@ -65,130 +78,6 @@ def _header(ranks: Topology, dtype: str) -> dict[str, Any]:
         "cpu": cpu_name(),
         "dtype": dtype,
     }
-
-
-class Contender:
-    """One way to add up: `fill` the input, `add` (what is timed), then count the `wrong`."""
-
-    name = ""
-
-    def fill(self) -> None:
-        """Put this rank's numbers into place."""
-
-    def add(self) -> None:
-        """The sum over all ranks. Collective."""
-
-    def wrong(self) -> int:
-        """Elements of this rank's result that differ from the exact sum."""
-        return 0
-
-
-@dataclass
-class InPlace(Contender):
-    """MPI_Allreduce that replaces the input."""
-
-    comm: MPI.Intracomm
-    source: Array
-    expected: Array
-    name = "MPI_Allreduce in place"
-
-    def __post_init__(self) -> None:
-        self.array = np.empty_like(self.source)
-
-    def fill(self) -> None:
-        np.copyto(self.array, self.source)
-
-    def add(self) -> None:
-        messages.allreduce(self.comm, self.array)
-
-    def wrong(self) -> int:
-        return _differ(self.array, self.expected)
-
-
-@dataclass
-class OutOfPlace(Contender):
-    """MPI_Allreduce from one array to another."""
-
-    comm: MPI.Intracomm
-    source: Array
-    expected: Array
-    name = "MPI_Allreduce"
-
-    def __post_init__(self) -> None:
-        self.result = np.empty_like(self.source)
-
-    def fill(self) -> None:
-        self.result.fill(-1)
-
-    def add(self) -> None:
-        count = messages.MESSAGE_BYTES // self.source.itemsize
-        for first in range(0, self.source.size, count):
-            part = slice(first, first + count)
-            self.comm.Allreduce(self.source[part], self.result[part])
-
-    def wrong(self) -> int:
-        return _differ(self.result, self.expected)
-
-
-@dataclass
-class Slices(Contender):
-    """Reduce and gather as in training, with nothing in between: the sums are in the gradients."""
-
-    slices: SliceReduction
-    source: Array
-    expected: Array
-
-    def __post_init__(self) -> None:
-        self.name = f"slices ({self.slices.mode})"
-
-    def fill(self) -> None:
-        self.slices.fence()  # nobody reads these gradients any more
-        np.copyto(self.slices.gradients, self.source)
-
-    def add(self) -> None:
-        self.slices.reduce()
-        self.slices.gather()
-
-    def wrong(self) -> int:
-        first, last = self.slices.owned
-        return _differ(self.slices.gradients[first:last], self.expected[first:last])
-
-
-class CopiedSlices(Slices):
-    """The same, and each slice is copied in between, so that all ranks can read all sums."""
-
-    def __post_init__(self) -> None:
-        self.name = f"slices ({self.slices.mode}) + copy"
-
-    def add(self) -> None:
-        first, last = self.slices.owned
-        self.slices.reduce()
-        np.copyto(self.slices.parameters[first:last], self.slices.gradients[first:last])
-        self.slices.gather()
-
-    def wrong(self) -> int:
-        return _differ(self.slices.parameters, self.expected)
-
-
-@dataclass
-class Copy(Contender):
-    """Not a sum: all ranks copy as many bytes at once."""
-
-    source: Array
-    name = "copy"
-
-    def __post_init__(self) -> None:
-        self.target = np.empty_like(self.source)
-
-    def fill(self) -> None:
-        self.target.fill(0)
-
-    def add(self) -> None:
-        np.copyto(self.target, self.source)
-
-
-def _differ(array: Array, expected: Array) -> int:
-    return int(np.count_nonzero(array != expected))
 
 
 def _whole_numbers(rank: int, n: int, dtype: str) -> Array:
@@ -206,13 +95,20 @@ def _measure(
     expected = np.zeros_like(source)
     for rank in range(ranks.size):
         expected += _whole_numbers(rank, n, args.dtype)
-    slices = SliceReduction(ranks, device, n, args.dtype)
-    contenders = [
-        InPlace(comm, source, expected),
-        OutOfPlace(comm, source, expected),
-        Slices(slices, source, expected),
-        CopiedSlices(slices, source, expected),
-        Copy(source),
+    placed = source if device.name == "cpu" else device.from_host(source)
+    slices = SliceReduction(ranks, device, n, args.dtype, gpu_mpi=args.gpu_mpi)
+    contenders: list[Contender] = [InPlace(comm, source, expected)]
+    contenders.append(OutOfPlace(comm, source, expected))
+    whole: SliceReduction | None = None
+    if device.name != "cpu":
+        whole = SliceReduction(ranks, device, n, args.dtype, "allreduce", gpu_mpi=args.gpu_mpi)
+        contenders[:] = [Whole(whole, placed, expected)]
+    mpi = len(contenders)
+    contenders += [
+        Slices(slices, placed, expected),
+        CopiedSlices(slices, placed, expected),
+        *scheduled(ranks, device, args.algorithm, placed, expected),
+        Copy(device, placed),
     ]
     rounds = args.repeat * (MANY if nbytes < SMALL else 1)
     seconds = np.empty((WARM_UP + rounds, len(contenders)))
@@ -220,27 +116,35 @@ def _measure(
     for row in seconds:
         for index, contender in enumerate(contenders):
             contender.fill()
+            device.synchronize()
             comm.Barrier()
             begun = time.perf_counter()
             contender.add()
+            device.synchronize()
             row[index] = time.perf_counter() - begun
             wrong[index] += contender.wrong()
     comm.Barrier()
-    slices.free()
+    for reduction in filter(None, (slices, whole)):
+        reduction.free()
     slowest = np.max(comm.allgather(seconds[WARM_UP:]), axis=0)
     wrong = np.sum(comm.allgather(wrong), axis=0)
-    return _figures(nbytes, ranks.size, [c.name for c in contenders], slowest, wrong)
+    return _figures(nbytes, ranks.size, [c.name for c in contenders], slowest, wrong, mpi)
 
 
 def _figures(
-    nbytes: int, size: int, names: list[str], seconds: NDArray[np.float64], wrong: Array
+    nbytes: int,
+    size: int,
+    names: list[str],
+    seconds: NDArray[np.float64],
+    wrong: Array,
+    ways: int = 2,
 ) -> list[dict[str, Any]]:
     """From seconds[round, contender], the last one being the copy, to rows of the table.
 
-    `speedup` compares with the quicker of the two ways to call MPI_Allreduce.
+    `speedup` compares with the quickest of the first `ways`, which call MPI_Allreduce.
     """
     medians = np.median(seconds, axis=0)
-    mpi = int(np.argmin(medians[:2]))
+    mpi = int(np.argmin(medians[:ways]))
     rows = []
     for index, name in enumerate(names[:-1]):
         bus = nbytes * 2 * (size - 1) / size / medians[index]
@@ -275,7 +179,7 @@ def _text(header: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
     head = ["size", "algorithm", "time ms", "bus GB/s", "wrong", "copy ms", "x MPI"]
     lines = [
         f"# {header['mpi']}, {header['ranks']} ranks on {header['nodes']} nodes, {header['host']}, "
-        f"{header['cpu']}, {header['dtype']}",
+        f"{header['cpu']}, {header['dtype']}, memory of the device {header['device']}",
         "# time: median over rounds of the slowest rank. bus: 2 (P - 1) / P of the size over the "
         "time.",
         "# wrong: elements, of all rounds and ranks, that are not the exact sum. copy: all ranks "

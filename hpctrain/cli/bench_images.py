@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hpctrain.autograd import Tape, Variable
-from hpctrain.cli.bench_launches import IMAGES, Launch, Maker
+from hpctrain.cli.bench_launches import Launch, Maker
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.device.signatures import kernel_named, kernel_table
 from hpctrain.nn.batch_norm import batch_norm
@@ -68,20 +68,21 @@ def image_launches() -> dict[str, Callable[[Maker], Launch]]:
 def _recorded(name: str, make: Maker) -> Launch:
     """The largest launch of a kernel in a forward and backward pass of its operation."""
     device = Recorder(name)
-    images = IMAGES[0]
+    shape = make.sizes.images
+    images = shape[0]
     groups = np.linspace(0, images, MICROBATCHES + 1, dtype=np.int64)
     for operation in OPERATIONS[kernel_named(name).file]:
         tape = Tape(device, samples=np.arange(images), groups=groups)
-        output = operation(tape, Variable(make.real(*IMAGES), needs_grad=True), make)
+        output = operation(tape, Variable(make.real(*shape), needs_grad=True), make)
         output.grad = make.real(*output.shape)
         tape.backward()
-    found = [_launch(name, args, work) for args, work in device.launches]
+    found = [_launch(name, shape, args, work) for args, work in device.launches]
     if not found:
         raise LookupError(f"no operation in bench_images launches the kernel {name}: add one")
     return max(found, key=lambda launch: launch.bytes(name))
 
 
-def _launch(name: str, args: list[Any], work: int) -> Launch:
+def _launch(name: str, shape: tuple[int, ...], args: list[Any], work: int) -> Launch:
     parameters = [parameter.name for parameter in kernel_named(name).parameters]
     given = dict(zip(parameters, args, strict=True))
     part = {}
@@ -89,7 +90,7 @@ def _launch(name: str, args: list[Any], work: int) -> Launch:
         parameter, size = TILES[name]
         part[parameter] = size(given)
     updated = ("dx",) if name == "columns_backward" else ()
-    return Launch(" x ".join(map(str, IMAGES)), args, work, updated, part)
+    return Launch(" x ".join(map(str, shape)), args, work, updated, part)
 
 
 def _parameter(array: Any) -> Variable:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.autograd import Tape, Variable
-from hpctrain.cli.bench_launches import CLASSES, COLS, IMAGES, ROWS, Maker, N
+from hpctrain.cli.bench_launches import SIZES, Maker
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.nn.batch_norm import batch_norm
 from hpctrain.nn.losses import softmax_cross_entropy
@@ -34,6 +34,8 @@ Tensor = Any  # torch.Tensor
 # Not an import statement, as the package is checked without PyTorch.
 torch: Any = importlib.import_module("torch")
 functional = torch.nn.functional
+
+N, ROWS, COLS, CLASSES, IMAGES = SIZES.n, SIZES.rows, SIZES.cols, SIZES.classes, SIZES.images
 
 
 @dataclass

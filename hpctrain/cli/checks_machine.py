@@ -30,6 +30,7 @@ REQUIRED = {
     "numpy": ("numpy", "2.0"),
     "mpi4py": ("mpi4py", "4.1"),
     "h5py": ("h5py", "3.10"),
+    "ml_dtypes": ("ml_dtypes", "0.5"),
     "msgspec": ("msgspec", "0.18"),
     "tomli_w": ("tomli_w", "1.0"),
     "rich": ("rich", "13"),

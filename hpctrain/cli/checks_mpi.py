@@ -67,6 +67,7 @@ def checks(ranks: Ranks) -> list[Check]:
         ("MPI", "thread level"): threads_allowed,
         ("MPI", "nodes"): nodes,
         ("BLAS and threads", "cores"): cores,
+        ("GPU", "GPU memory and MPI"): gpu_mpi,
         ("Shared memory", "/dev/shm"): dev_shm,
         ("Shared memory", "between ranks"): window,
     }
@@ -209,6 +210,18 @@ def nodes(ranks: Ranks) -> Answer | None:
     if override := os.environ.get(VARIABLE):
         return note(f"{text} ({VARIABLE}={override})", f"unset {VARIABLE} outside of tests")
     return ok(text)
+
+
+def gpu_mpi(ranks: Ranks) -> Answer | None:
+    """What --gpu-mpi auto decides from this rank's evidence."""
+    from hpctrain.mpi.gpu import evidence
+    from hpctrain.mpi.gpu_facts import facts
+
+    if ranks.world is None:
+        return None
+    decision = evidence(facts())
+    how = "is given GPU memory" if decision.on else "gets GPU memory through the host"
+    return ok(f"MPI {how}: {decision.reason}; --probe-gpu-mpi tries it")
 
 
 def cores(ranks: Ranks) -> Answer | None:

@@ -4,7 +4,8 @@ Runs alone and under mpirun, where rank 0 prints one report for all ranks and va
 between them are listed with their ranks. It never ends in a traceback: a check that fails is a
 line of the report. Exit code 1 where a line says [FAIL], else 0.
 
-Layer: cli. The checks are in checks_machine, checks_files and checks_mpi.
+Layer: cli. The checks are in checks_machine, checks_files and checks_mpi; `--probe-gpu-mpi` is all
+in checks_gpu.
 """
 
 from __future__ import annotations
@@ -53,11 +54,32 @@ def add_parser(subparsers: Any) -> None:
         default=Path("runs"),
         help="where runs are to be written (default: %(default)s)",
     )
+    parser.add_argument(
+        "--probe-gpu-mpi",
+        action="store_true",
+        help="nothing else: try every MPI operation on GPU memory, each in a job of its own",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "sim"),
+        default="cuda",
+        help="of --probe-gpu-mpi: whose memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--probe-launch",
+        metavar="COMMAND",
+        help='of --probe-gpu-mpi: how two ranks are started (default: "mpirun -n 2"); across nodes '
+        'for example "srun -N 2 -n 2"',
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run all checks on this rank, merge them on rank 0, print. Collective where MPI comes up."""
+    if args.probe_gpu_mpi:
+        from hpctrain.cli import checks_gpu
+
+        return checks_gpu.run(args)
     checks, answers, ranks = _examine(args.folder)
     world = ranks.world
     rows = [answers] if world is None else world.gather(answers, root=0)

@@ -1,17 +1,17 @@
 """The part of a sliced reduction that crosses nodes: messages within one column.
 
 Layer: collectives. Is given the column's communicator and slices; knows nothing of how the
-column was added up within each node.
+column was added up within each node, nor of how arrays get to MPI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hpctrain.collectives.carry import STAGE_BYTES, Carrier, Direct, Range, Staged
 from hpctrain.mpi import messages
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     from hpctrain.device import Device
 
-__all__ = ["Across", "on_host", "to_device"]
+__all__ = ["Across", "carrier"]
 
 Array = Any  # of the device
-Range = tuple[int, int]
 # Received in one round, by default: small enough to be still in the cache when it is added up.
 ROUND_BYTES = 16 << 20
 LEAST_BYTES = 64 << 10  # of one message, where there are very many nodes
@@ -39,88 +38,98 @@ class Across:
         comm: MPI.Intracomm,
         slices: Sequence[Range],
         device: Device,
-        dtype: np.dtype[Any],
+        gradients: Array,
+        parameters: Array,
+        sums: Array,
+        gpu_mpi: bool = False,
         message_bytes: int | None = None,
     ) -> None:
         """Args:
 
         comm: the column's ranks, in node order.
         slices: (start, stop) in elements for every rank of `comm`, the same on all.
-        message_bytes: most bytes in a message; default 16 MiB per round and rank.
+        gradients, parameters: shape (padded n,) on the device.
+        sums: this rank's slice of the gradients, or an array of its length in float32 where they
+            are bfloat16 or float16: what `reduce` writes.
+        gpu_mpi: whether the arrays of a GPU are given to MPI as they are.
+        message_bytes: most bytes in a message; default 16 MiB per round and rank, or 4 MiB where
+            each round goes through the host.
         """
-        wanted = message_bytes or max(ROUND_BYTES // comm.size, LEAST_BYTES)
-        wanted = min(wanted, messages.MESSAGE_BYTES)
+        self._comm, self._device = comm, device
+        self._gradients, self._parameters, self._sums = gradients, parameters, sums
+        self._first = slices[comm.rank][0]
+        self._short = sums.dtype != gradients.dtype
         longest = max(stop - start for start, stop in slices)
-        self._grain = messages.LINE // dtype.itemsize
-        grains = min(max(wanted // messages.LINE, 1), -(-longest // self._grain))
-        self._comm, self._device, self._slices = comm, device, slices
-        self._width = max(grains, 1) * self._grain
-        self._rounds = -(-longest // self._width)
-        self._received = np.empty((comm.size, self._width), dtype)
+        self._carrier, width = carrier(
+            comm, device, gradients.dtype, longest, gpu_mpi, message_bytes
+        )
+        self._rounds = [
+            [(min(start + at, stop), min(start + at + width, stop)) for start, stop in slices]
+            for at in range(0, longest, width)
+        ]
+        self._tables: dict[tuple[int, int], tuple[Array, Array]] = {}
 
-    def reduce(self, array: Array) -> None:
-        """Replace this rank's slice of `array` by its sum over the column. Collective.
+    def reduce(self) -> None:
+        """Write the sum over the column of this rank's slice into `sums`. Collective.
 
-        Args:
-            array: shape (padded n,) on the device; the other slices are only read.
-
-        Added in node order, by one rank: no other order is possible for the same bits. With N
-        nodes a rank sends and receives (N - 1) / N of the column, in N - 1 messages per round.
+        The slices are only read. Added in node order, by one rank: no other order is possible
+        for the same bits. With N nodes a rank sends and receives (N - 1) / N of the column, in
+        N - 1 messages per round.
         """
-        host = on_host(self._device, array)
-        for pieces in self._pieces():
-            messages.exchange(
-                self._comm, host.view(np.uint8), self._lines(pieces), self._received.view(np.uint8)
-            )
+        for which, pieces, rows in self._carrier.exchange(self._gradients, self._rounds):
             start, stop = pieces[self._comm.rank]
             if start < stop:
-                self._add(array[start:stop])
+                first, table = self._table(which, start, rows)
+                count = stop - start
+                total = self._sums[start - self._first : stop - self._first]
+                if self._short:
+                    self._device.launch(
+                        "sum_widened", first[:count], table, self._comm.size - 1, 0, total, count,
+                        work=count,
+                    )  # fmt: skip
+                else:
+                    self._device.launch(
+                        "sum_peers", table, self._comm.size, 0, total, count, work=count
+                    )
 
-    def _add(self, mine: Array) -> None:
-        rows = self._received
-        if self._device.name != "cpu":
-            rows = self._device.from_host(rows)
-        parts = [mine if k == self._comm.rank else rows[k] for k in range(self._comm.size)]
-        table = self._device.peers(parts)
-        count = mine.shape[0]
-        self._device.launch("sum_peers", table, len(parts), 0, mine, count, work=count)
-        self._device.synchronize()  # the next round overwrites `received`
-
-    def gather(self, array: Array) -> None:
-        """Complete the column of `array`, of which each rank holds its slice. Collective.
+    def gather(self) -> None:
+        """Complete the column of the parameters, of which each rank holds its slice. Collective.
 
         A rank receives (N - 1) / N of the column; messages per round: the MPI library's.
         """
-        host = on_host(self._device, array)
-        for pieces in self._pieces():
-            messages.gather_parts(self._comm, host.view(np.uint8), self._lines(pieces))
-        to_device(self._device, host, array)
+        self._carrier.gather(self._parameters, self._rounds)
 
-    def _pieces(self) -> Iterator[list[Range]]:
-        """Per round, the piece of every slice that moves; empty once a slice is done."""
-        for turn in range(self._rounds):
-            yield [
-                (min(start + turn * self._width, stop), min(start + (turn + 1) * self._width, stop))
-                for start, stop in self._slices
-            ]
+    def _table(self, which: int, start: int, rows: Sequence[Array]) -> tuple[Array, Array]:
+        """The first row, and a table of all, or in 16 bits of the others; made in the first step.
 
-    def _lines(self, pieces: list[Range]) -> list[Range]:
-        """Elements to lines of 64 bytes; the last line may be padding in part."""
-        return [
-            (start // self._grain, -(-stop // self._grain)) if start < stop else (0, 0)
-            for start, stop in pieces
-        ]
+        The own gradients take the place of this rank's row.
+
+        All that they point to lives as long as this object.
+        """
+        if (which, start) not in self._tables:
+            parts = list(rows)
+            parts[self._comm.rank] = self._gradients[start:]
+            table = self._device.peers(parts[1:] if self._short else parts)
+            self._tables[which, start] = parts[0], table
+        return self._tables[which, start]
 
 
-def on_host(device: Device, array: Array) -> NDArray[Any]:
-    """What MPI may touch: the array itself on the CPU, else a host copy of finished work."""
-    if device.name == "cpu":
-        return array  # type: ignore[no-any-return]
-    device.synchronize()
-    return device.to_host(array)
+def carrier(
+    comm: MPI.Intracomm,
+    device: Device,
+    dtype: np.dtype[Any],
+    longest: int,
+    gpu_mpi: bool,
+    message_bytes: int | None,
+) -> tuple[Carrier, int]:
+    """What carries pieces of at most `width` elements for slices of up to `longest`; and `width`.
 
-
-def to_device(device: Device, host: NDArray[Any], array: Array) -> None:
-    """Bring back into `array` what MPI put into its `on_host`."""
-    if device.name != "cpu":
-        device.copy(array, device.from_host(host))
+    `width` is a multiple of 64 bytes, at least one.
+    """
+    staged = device.name != "cpu" and not gpu_mpi
+    each = (STAGE_BYTES if staged else ROUND_BYTES) // comm.size
+    wanted = min(message_bytes or max(each, LEAST_BYTES), messages.MESSAGE_BYTES)
+    grain = messages.LINE // dtype.itemsize
+    grains = min(max(wanted // messages.LINE, 1), -(-longest // grain))
+    width = max(grains, 1) * grain
+    return (Staged if staged else Direct)(comm, device, dtype, width), width

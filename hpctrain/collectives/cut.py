@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["GRAIN", "Cut", "bound"]
+__all__ = ["GRAIN", "Cut", "Range", "bound"]
 
 GRAIN = 64  # bytes
 

@@ -31,6 +31,7 @@ __all__ = [
     "cached",
     "compiler",
     "for_every_file",
+    "gpu_options",
     "host_level",
     "lowest_level",
     "options",
@@ -42,7 +43,7 @@ OPTIONS = [
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
-REAL = {"float32": "float", "float64": "double"}
+REAL = {"float32": "float", "float64": "double", "bfloat16": "bfloat16", "float16": "float16"}
 # What a CPU must have for an x86-64 level, as /proc/cpuinfo spells it.
 LEVELS = {
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -145,6 +146,21 @@ def for_every_file(dtypes: Iterable[str], build_one: Callable[[Library], Path]) 
 def options(dtype: str, level: str) -> list[str]:
     """The compiler's options for the host target."""
     return [*OPTIONS, f"-march={level}", f"-DREAL={REAL[dtype]}"]
+
+
+def gpu_options(dtype: str) -> tuple[str, ...]:
+    """The options that NVRTC gets for a kernel file on every GPU.
+
+    The last one defines a name that nothing uses: CuPy's cache of compiled kernels goes by source
+    and options, and would not notice that a header has changed.
+    """
+    headers = hashlib.sha256(_headers(False).encode()).hexdigest()[:16]
+    return (
+        "-std=c++17",
+        f"-I{kernel_folder()}",
+        f"-DREAL={REAL[dtype]}",
+        f"-DHPCTRAIN_HEADERS=0x{headers}",
+    )
 
 
 @functools.cache

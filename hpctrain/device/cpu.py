@@ -15,10 +15,19 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hpctrain.device import build
-from hpctrain.device.launch import CTYPES, DTYPES, check_arguments, real_dtype
-from hpctrain.device.memory import Pool
-from hpctrain.device.signatures import Kernel, kernel_named
-from hpctrain.errors import KernelError
+from hpctrain.device.interface import Ticket, transfer_bytes
+from hpctrain.device.launch import (
+    CTYPES,
+    DTYPES,
+    Launchers,
+    check_arguments,
+    real_dtype,
+    resolved,
+)
+from hpctrain.device.memory import Pool, aligned_empty
+from hpctrain.device.products import check_precision, product
+from hpctrain.device.signatures import Kernel
+from hpctrain.errors import DeviceError, KernelError
 
 __all__ = ["CpuDevice"]
 
@@ -47,17 +56,35 @@ if address(_probe) != slow_address(_probe):
     address = slow_address
 
 
+class Done:
+    """The ticket of a copy that is done."""
+
+    def wait(self) -> None:
+        """Nothing is left to wait for."""
+
+
 class CpuDevice:
     """Arrays in host memory; one thread runs the kernels, BLAS as many as it is told."""
 
     name = "cpu"
+    uuid = ""  # of a GPU: it tells whether two ranks have the same one
 
     def __init__(self, level: str | None = None) -> None:
         """`level`: the x86-64 level kernels are compiled for; default this CPU's highest."""
         self.level = level or build.host_level()
+        self.matmul_precision = "float32"
         self._pool = Pool()
-        self._launchers: dict[tuple[str, Any], Callable[..., None]] = {}
+        self._launchers = Launchers(self._launcher)
         self._libraries: dict[build.Library, ctypes.CDLL] = {}
+
+    @property
+    def matmul_precision(self) -> str:
+        """What `matmul` rounds float32 matrices to: "float32" (nothing), "tf32" or "bf16"."""
+        return self._matmul_precision
+
+    @matmul_precision.setter
+    def matmul_precision(self, name: str) -> None:
+        self._matmul_precision = check_precision(name)
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike) -> Array:
         """A C-contiguous array with undefined contents, in memory that is used again."""
@@ -88,7 +115,15 @@ class CpuDevice:
         np.copyto(target, source, casting="no")
 
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
-        """out = a @ b, of (stacks of) matrices; a and b may be transposed views."""
+        """out = a @ b, of (stacks of) matrices of one dtype; a and b may be transposed views.
+
+        16-bit numbers are multiplied and added up in float32; float32 ones in
+        `matmul_precision`. See products.py.
+        """
+        if out.dtype.itemsize == 2 or (
+            self.matmul_precision != "float32" and out.dtype == np.float32
+        ):
+            return product(self, a, b, out, self.matmul_precision)
         return np.matmul(a, b, out=out)
 
     def peers(self, arrays: Sequence[Array]) -> Array:
@@ -100,6 +135,54 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         """Wait until all launched work is done; on the CPU it is."""
+
+    def staging(self, nbytes: int) -> Array:
+        """Host memory to copy through, shape (nbytes,) of uint8; page-locked where that matters.
+
+        It is the caller's, to keep for the life of a run: page-locking is slow.
+        """
+        return aligned_empty(nbytes)
+
+    def download(self, array: Array, host: Array) -> Ticket:
+        """Begin to copy `array` to `host`, after the work that was launched so far.
+
+        Both are C-contiguous and of one number of bytes; `host` is (a part of) `staging` memory.
+        Until the ticket's `wait` returns, nothing may write to either, nor read `host`: launches
+        that follow do not wait for the copy.
+        """
+        transfer_bytes(array, host)
+        host.reshape(-1).view(np.uint8)[:] = array.reshape(-1).view(np.uint8)
+        return Done()
+
+    def upload(self, host: Array, array: Array) -> Ticket:
+        """Begin to copy `host` to `array`; later launches see it, and earlier ones do not.
+
+        As for `download`; until the ticket's `wait` returns `host` must not be written.
+        """
+        transfer_bytes(array, host)
+        array.reshape(-1).view(np.uint8)[:] = host.reshape(-1).view(np.uint8)
+        return Done()
+
+    def shared(self, n: int, dtype: DTypeLike) -> Array:
+        """A flat array of zeros that is an allocation of its own, for `export`."""
+        return self.zeros(n, dtype)
+
+    def export(self, array: Array) -> bytes:
+        """A handle with which other processes of the node map an array made by `shared`.
+
+        The array must outlive their use of it. `DeviceError` where it cannot be.
+        """
+        raise DeviceError("the CPU's arrays have no handles: share memory by a NodeWindow")
+
+    def import_(self, handle: bytes, n: int, dtype: DTypeLike) -> Array:
+        """The memory behind another process's handle, as a flat array of n elements.
+
+        `DeviceError` where it cannot be mapped.
+        """
+        raise DeviceError("the CPU's arrays have no handles: share memory by a NodeWindow")
+
+    def close(self, array: Array) -> None:
+        """Give back what `import_` mapped; the array must not be used any more."""
 
     def prepare(self, dtypes: Iterable[str], node: Any = None) -> None:
         """Compile what the cache lacks on the node's first rank, then meet at a barrier.
@@ -126,29 +209,20 @@ class CpuDevice:
         """
         if work <= 0:
             return
-        for value in args:
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-                dtype = value.dtype
-                break
-        else:
-            dtype = None
-        launcher = self._launchers.get((name, dtype))
-        if launcher is None:
-            launcher = self._launchers[name, dtype] = self._launcher(kernel_named(name), args)
-        launcher(*args)
+        self._launchers.find(name, args)(*args)
 
     def _launcher(self, kernel: Kernel, args: tuple[Any, ...]) -> Callable[..., None]:
         real = real_dtype(kernel, args)
         function = getattr(self._library((kernel.file, real)), kernel.name)
         function.restype = None
         function.argtypes = [
-            ctypes.c_void_p if p.pointers else CTYPES[real if p.type == "real" else p.type]
+            ctypes.c_void_p if p.pointers else CTYPES[resolved(p.type, real)]
             for p in kernel.parameters
         ]
         wanted = [
             None if not p.pointers
             else np.dtype(np.uint64) if p.pointers == 2
-            else DTYPES[real if p.type == "real" else p.type]
+            else DTYPES[resolved(p.type, real)]
             for p in kernel.parameters
         ]  # fmt: skip
 

@@ -1,8 +1,9 @@
 """CUDA GPUs as a device, through CuPy: the interface of `cpu.CpuDevice`.
 
-Only allocation, copies, views, `matmul` and launches of our own kernels are asked of CuPy. Kernels
-are compiled by NVRTC and launched on the current stream. Not yet run on hardware by the authors;
-the kernels' arithmetic is that of the CPU, which is tested.
+Only allocation, copies, views, `matmul` and launches of our own kernels are asked of CuPy: that is
+what the simulated CUDA in `sim/` stands in for, so that this file is tested without a GPU. Kernels
+are compiled by NVRTC and launched on the current stream; copies to the host go on a stream of their
+own. No method but `close` waits for all of the device.
 
 Layer: device. Knows nothing of networks, ranks or files.
 """
@@ -16,16 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hpctrain.device.build import REAL
-from hpctrain.device.launch import DTYPES, check_arguments, real_dtype
-from hpctrain.device.signatures import kernel_folder, kernel_named, kernel_table
+from hpctrain.device.build import gpu_options
+from hpctrain.device.dtypes import FLOATS
+from hpctrain.device.interface import Ticket, transfer_bytes
+from hpctrain.device.launch import (
+    DTYPES,
+    Launchers,
+    check_arguments,
+    launch_shape,
+    real_dtype,
+    resolved,
+)
+from hpctrain.device.products import check_precision
+from hpctrain.device.signatures import Kernel, kernel_folder, kernel_table
 from hpctrain.errors import DeviceError
 
 __all__ = ["CudaDevice", "available"]
 
 Array = Any  # cupy.ndarray
-BLOCK = 256  # threads: 8 warps, a full SM of 2048 threads is 8 blocks
-BLOCKS_PER_SM = 8
+COMPUTE_TYPES = {"float32": 1, "bf16": 6, "tf32": 7}  # CuPy's COMPUTE_TYPE_DEFAULT, _BF16, _TF32
+OPEN_TICKETS = 64  # kept until asked whether they are done
+# cudaMalloc cuts smaller allocations out of one of this size, and an IPC handle opens all of it.
+GRAIN = 2 << 20
 
 
 def available() -> bool:
@@ -42,30 +55,44 @@ def available() -> bool:
 class CudaDevice:
     """One GPU: CuPy's memory pool, cuBLAS products, kernels on the current stream."""
 
-    name = "cuda"
     level = ""  # has no x86-64 level
 
-    def __init__(self, local_rank: int = 0) -> None:
-        """Takes visible GPU `local_rank`, counted round. `DeviceError` without CuPy or a GPU."""
+    def __init__(self, local_rank: int = 0, cupy: Any = None, name: str = "cuda") -> None:
+        """Takes visible GPU `local_rank`, counted round. `DeviceError` without CuPy or a GPU.
+
+        `cupy`: what stands for CuPy, of a device called `name`; by default CuPy itself.
+        """
+        self.name = name
+        self._cupy = cupy or _cupy()
+        runtime = self._cupy.cuda.runtime
         try:
-            import cupy
-        except ImportError as error:
-            raise DeviceError(
-                f"the device cuda needs CuPy ({error}): pip install 'hpctrain[cuda12x]' or "
-                "'hpctrain[cuda13x]', by the driver's CUDA version, or use --set run.device=cpu"
-            ) from None
-        self._cupy = cupy
-        try:
-            self._device = cupy.cuda.Device(local_rank % cupy.cuda.runtime.getDeviceCount())
+            self._device = self._cupy.cuda.Device(local_rank % runtime.getDeviceCount())
             self._device.use()
             self._units = int(self._device.attributes["MultiProcessorCount"])
-        except cupy.cuda.runtime.CUDARuntimeError as error:
+            # The bus too: parts of one GPU differ in uuid, and CuPy ends a uuid at a zero byte.
+            uuid = runtime.getDeviceProperties(self._device.id)["uuid"]
+            self.uuid = f"GPU-{bytes(uuid).hex()}-{self._device.pci_bus_id}"
+        except runtime.CUDARuntimeError as error:
             raise DeviceError(
                 f"no GPU can be used ({error}): check nvidia-smi and CUDA_VISIBLE_DEVICES, or use "
                 "--set run.device=cpu"
             ) from None
-        self._launchers: dict[tuple[str, Any], Callable[..., None]] = {}
+        self._copies = self._cupy.cuda.Stream(non_blocking=True)
+        self._open: set[_Copy] = set()
+        self._launchers = Launchers(self._launcher)
+        self.matmul_precision = "float32"
         self._modules: dict[tuple[str, str], Any] = {}
+
+    @property
+    def matmul_precision(self) -> str:
+        """What cuBLAS may round float32 matrices to: "float32" (nothing), "tf32" or "bf16"."""
+        return self._matmul_precision
+
+    @matmul_precision.setter
+    def matmul_precision(self, name: str) -> None:
+        self._matmul_precision = check_precision(name)
+        products = self._cupy._core._routines_linalg  # where CuPy keeps it, for the whole process
+        products.set_compute_type(np.float32, COMPUTE_TYPES[name])
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike) -> Array:
         """A C-contiguous array with undefined contents, from CuPy's pool."""
@@ -76,65 +103,161 @@ class CudaDevice:
         return self._cupy.zeros(shape, dtype)
 
     def from_host(self, array: NDArray[Any]) -> Array:
-        """A copy on the device of a host array."""
+        """A copy on the device of a host array, which may be changed at once."""
         return self._cupy.asarray(array, order="C")
 
     def to_host(self, array: Array) -> NDArray[Any]:
-        """A copy on the host, made after all launched work is done."""
+        """A copy on the host, made after all work launched on the current stream is done."""
         host: NDArray[Any] = self._cupy.asnumpy(array, order="C")
         return host
 
     def wrap(self, array: NDArray[Any]) -> Array:
         """Refused: host memory is not the device's."""
-        raise DeviceError("host memory cannot be used in place by the device cuda; copy it")
+        raise DeviceError(f"the device {self.name} cannot use host memory in place; copy it")
 
     def copy(self, target: Array, source: Array) -> None:
         """Copy `source` to `target`, both on the device, of one shape and dtype."""
+        if target.shape != source.shape or target.dtype != source.dtype:
+            raise DeviceError(
+                f"copy from {source.shape} of {source.dtype} to {target.shape} of {target.dtype}: "
+                "shape and dtype must be equal"
+            )
         target[...] = source
 
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
-        """out = a @ b, of (stacks of) matrices; a and b may be transposed views."""
+        """out = a @ b, of (stacks of) matrices of one dtype; a and b may be transposed views.
+
+        cuBLAS multiplies 16-bit numbers and adds up in float32; see `matmul_precision` for float32.
+        """
         return self._cupy.matmul(a, b, out=out)
 
     def peers(self, arrays: Sequence[Array]) -> Array:
-        """The table of addresses that a `const real* const*` parameter takes."""
+        """The table of addresses that a `const real* const*` parameter takes.
+
+        The caller keeps `arrays` alive for as long as the table is used.
+        """
         return self.from_host(np.array([array.data.ptr for array in arrays], np.uint64))
 
     def synchronize(self) -> None:
         """Wait until all work launched on the current stream is done."""
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def staging(self, nbytes: int) -> NDArray[Any]:
+        """Page-locked host memory, shape (nbytes,) of uint8; see `CpuDevice.staging`."""
+        memory = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
+        return np.frombuffer(memory, np.uint8, nbytes)
+
+    def download(self, array: Array, host: NDArray[Any]) -> Ticket:
+        """Begin to copy `array` to `host`; see `CpuDevice.download`. On the stream for copies."""
+        nbytes = transfer_bytes(array, host)
+        self._copies.wait_event(self._event(self._cupy.cuda.get_current_stream()))
+        array.data.copy_to_host_async(host.ctypes.data, nbytes, self._copies)
+        return self._ticket(self._copies, array, host)
+
+    def upload(self, host: NDArray[Any], array: Array) -> Ticket:
+        """Begin to copy `host` to `array`; see `CpuDevice.upload`. On the current stream."""
+        stream = self._cupy.cuda.get_current_stream()
+        array.data.copy_from_host_async(host.ctypes.data, transfer_bytes(array, host), stream)
+        return self._ticket(stream, array, host)
+
+    def _event(self, stream: Any) -> Any:
+        return stream.record(self._cupy.cuda.Event(disable_timing=True))
+
+    def _ticket(self, stream: Any, array: Array, host: NDArray[Any]) -> Ticket:
+        """The memory of a copy is kept until it is done, also where nobody waits for it."""
+        if len(self._open) >= OPEN_TICKETS:
+            self._open -= {copy for copy in self._open if copy.event.done}  # the tickets' set too
+        ticket = _Copy(self._open, self._event(stream), array, host)
+        self._open.add(ticket)
+        return ticket
+
+    def shared(self, n: int, dtype: DTypeLike) -> Array:
+        """A flat array of zeros, allocated outside the pool; see `CpuDevice.shared`."""
+        cuda, dtype = self._cupy.cuda, np.dtype(dtype)
+        nbytes = -(-max(n * dtype.itemsize, 1) // GRAIN) * GRAIN
+        array = self._cupy.ndarray((n,), dtype, cuda.MemoryPointer(cuda.Memory(nbytes), 0))
+        array.data.memset_async(0, nbytes)
+        self.synchronize()  # other processes are not in the order of this stream
+        return array
+
+    def export(self, array: Array) -> bytes:
+        """A handle to an array made by `shared`; see `CpuDevice.export`."""
+        memory = array.data.mem
+        if not isinstance(memory, self._cupy.cuda.Memory) or array.data.ptr != memory.ptr:
+            raise DeviceError("only whole arrays made by `shared` have handles, no parts of others")
+        runtime = self._cupy.cuda.runtime
+        try:
+            return bytes(runtime.ipcGetMemHandle(memory.ptr))
+        except runtime.CUDARuntimeError as error:
+            raise DeviceError(f"GPU memory cannot be shared ({error}): use messages") from None
+
+    def import_(self, handle: bytes, n: int, dtype: DTypeLike) -> Array:
+        """The memory behind another process's handle; see `CpuDevice.import_`."""
+        cuda, dtype = self._cupy.cuda, np.dtype(dtype)
+        try:
+            pointer = cuda.runtime.ipcOpenMemHandle(handle)
+        except cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(
+                f"another rank's GPU memory cannot be mapped ({error}); that takes GPUs that reach "
+                "each other and that both ranks see (not one GPU per task by cgroup): use messages"
+            ) from None
+        memory = cuda.UnownedMemory(pointer, n * dtype.itemsize, None, self._device.id)
+        return self._cupy.ndarray((n,), dtype, cuda.MemoryPointer(memory, 0))
+
+    def close(self, array: Array) -> None:
+        """Give back what `import_` mapped, once this device's work on it is done."""
+        self._device.synchronize()
+        self._cupy.cuda.runtime.ipcCloseMemHandle(array.data.mem.ptr)
+
     def prepare(self, dtypes: Iterable[str], node: Any = None) -> None:
         """Compile every kernel; the node's first rank first, so that CuPy's cache serves the rest.
 
         Collective over `node` if given.
         """
-        if node is not None and node.rank > 0:
-            node.Barrier()
+        dtypes = list(dtypes)
+        self._check_dtypes(dtypes)
+        failure: Exception | None = None
+        if node is None or node.rank == 0:
+            failure = self._compile(dtypes)
+        if node is not None:
+            text = node.bcast(None if failure is None else str(failure), root=0)
+            if text is not None:
+                raise DeviceError(f"the kernels do not compile on the node's first rank: {text}")
+            failure = self._compile(dtypes) if node.rank else None
+        if failure is not None:
+            raise failure
+
+    def _check_dtypes(self, dtypes: Sequence[str]) -> None:
+        """`DeviceError` where CuPy has no arrays of a type: bfloat16 came with CuPy 14."""
         for dtype in dtypes:
-            for file in {kernel.file for kernel in kernel_table().values()}:
-                self._module(file, dtype)
-        if node is not None and node.rank == 0:
-            node.Barrier()
+            try:
+                self._cupy.empty(0, FLOATS[dtype])
+            except (TypeError, ValueError) as error:
+                raise DeviceError(
+                    f"this CuPy has no {dtype} ({error}): install CuPy 14 or later, or use "
+                    "--set run.dtype=float16"
+                ) from None
+
+    def _compile(self, dtypes: Iterable[str]) -> Exception | None:
+        try:
+            for file in sorted({kernel.file for kernel in kernel_table().values()}):
+                for dtype in dtypes:
+                    self._module(file, dtype).compile()
+        except Exception as error:  # CuPy's CompileException, or the stand-in's
+            return error
+        return None
 
     def launch(self, name: str, *args: Any, work: int) -> None:
         """Launch the kernel `name` over `work` elements or rows on the current stream."""
         if work <= 0:
             return
-        dtype = next((a.dtype for a in args if getattr(a, "dtype", None) in _FLOATS), None)
-        launcher = self._launchers.get((name, dtype))
-        if launcher is None:
-            launcher = self._launchers[name, dtype] = self._launcher(name, args)
-        launcher(*args, work=work)
+        self._launchers.find(name, args)(*args, work=work)
 
-    def _launcher(self, name: str, args: tuple[Any, ...]) -> Callable[..., None]:
-        kernel = kernel_named(name)
+    def _launcher(self, kernel: Kernel, args: tuple[Any, ...]) -> Callable[..., None]:
         real = real_dtype(kernel, args)
-        function = self._module(kernel.file, real).get_function(name)
-        threads_per_item = 32 if kernel.kind == "ROWS" else 1
+        function = self._module(kernel.file, real).get_function(kernel.name)
         scalars = [
-            None if p.pointers else DTYPES[real if p.type == "real" else p.type].type
-            for p in kernel.parameters
+            None if p.pointers else DTYPES[resolved(p.type, real)].type for p in kernel.parameters
         ]
 
         def launcher(*args: Any, work: int) -> None:
@@ -145,19 +268,36 @@ class CudaDevice:
                 else scalar(value)
                 for value, scalar in zip(args, scalars, strict=True)
             )  # fmt: skip
-            blocks = min(-(-work * threads_per_item // BLOCK), self._units * BLOCKS_PER_SM)
-            function((blocks,), (BLOCK,), raw)
+            blocks, threads = launch_shape(kernel.kind, work, self._units)
+            function((blocks,), (threads,), raw)
 
         return launcher
 
     def _module(self, file: str, dtype: str) -> Any:
         if (file, dtype) not in self._modules:
-            folder = kernel_folder()
-            self._modules[file, dtype] = self._cupy.RawModule(
-                code=(folder / f"{file}.cu").read_text(encoding="utf-8"),
-                options=("-std=c++17", f"-I{folder}", f"-DREAL={REAL[dtype]}"),
-            )
+            code = (kernel_folder() / f"{file}.cu").read_text(encoding="utf-8")
+            self._modules[file, dtype] = self._cupy.RawModule(code=code, options=gpu_options(dtype))
         return self._modules[file, dtype]
 
 
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+class _Copy:
+    """The ticket of a copy on a stream, and hold on its memory."""
+
+    def __init__(self, copies: set[_Copy], event: Any, *memory: Any) -> None:
+        self._copies, self.event, self._memory = copies, event, memory
+
+    def wait(self) -> None:
+        """Block until the copy is done."""
+        self.event.synchronize()
+        self._copies.discard(self)
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(
+            f"the device cuda needs CuPy ({error}): pip install 'hpctrain[cuda12x]' or "
+            "'hpctrain[cuda13x]', by the driver's CUDA version, or use --set run.device=cpu"
+        ) from None
+    return cupy

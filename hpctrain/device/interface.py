@@ -10,9 +10,18 @@ from typing import Any, Protocol
 
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Device"]
+from hpctrain.errors import DeviceError
+
+__all__ = ["Device", "Ticket", "transfer_bytes"]
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a GPU
+
+
+class Ticket(Protocol):
+    """A copy between host and device that was asked for and may still be going on."""
+
+    def wait(self) -> None:
+        """Block until the copy is done; then both sides are the caller's again."""
 
 
 class Device(Protocol):
@@ -20,6 +29,8 @@ class Device(Protocol):
 
     name: str
     level: str
+    uuid: str
+    matmul_precision: str  # of float32 products: "float32", "tf32" or "bf16"
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike) -> Array: ...
     def zeros(self, shape: int | Sequence[int], dtype: DTypeLike) -> Array: ...
@@ -32,3 +43,22 @@ class Device(Protocol):
     def synchronize(self) -> None: ...
     def prepare(self, dtypes: Iterable[str], node: Any = None) -> None: ...
     def launch(self, name: str, *args: Any, work: int) -> None: ...
+    def staging(self, nbytes: int) -> NDArray[Any]: ...
+    def download(self, array: Array, host: NDArray[Any]) -> Ticket: ...
+    def upload(self, host: NDArray[Any], array: Array) -> Ticket: ...
+    def shared(self, n: int, dtype: DTypeLike) -> Array: ...
+    def export(self, array: Array) -> bytes: ...
+    def import_(self, handle: bytes, n: int, dtype: DTypeLike) -> Array: ...
+    def close(self, array: Array) -> None: ...
+
+
+def transfer_bytes(array: Array, host: NDArray[Any]) -> int:
+    """Bytes of a copy between `array` and `host`; a `DeviceError` where it is not one stretch."""
+    if array.nbytes != host.nbytes:
+        raise DeviceError(
+            f"a copy between {array.nbytes:,} bytes on the device and {host.nbytes:,} on the host: "
+            "take a part of the longer one"
+        )
+    if not (array.flags.c_contiguous and host.flags.c_contiguous):
+        raise DeviceError("only C-contiguous arrays are copied between device and host at once")
+    return int(host.nbytes)

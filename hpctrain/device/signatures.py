@@ -17,7 +17,7 @@ from hpctrain.errors import KernelError, nearest
 
 __all__ = ["Kernel", "Parameter", "kernel_folder", "kernel_named", "kernel_table", "kernels_of"]
 
-SCALARS = {"real", "int64", "uint64", "int32", "uint32", "uint8", "double"}
+SCALARS = {"real", "wide", "int64", "uint64", "int32", "uint32", "uint8", "double"}
 _DEFINITION = re.compile(r"^(ELEMENTS|ROWS)_KERNEL\s+(\w+)\s*\(([^)]*)\)", re.MULTILINE)
 _PARAMETER = re.compile(r"^(const )?(\w+)((?: ?\*(?: ?const ?\*)?)?)\s*(?:__restrict__)?\s*(\w+)$")
 
@@ -90,5 +90,10 @@ def _parameter(text: str, kernel: str, path: Path) -> Parameter:
         raise KernelError(
             f"{path.name}: kernel {kernel} has the parameter {text.strip()!r}; write a value of, "
             f"a pointer to, or a `const T* const*` table of: {', '.join(sorted(SCALARS))}"
+        )
+    if match[2] == "real" and not match[3]:
+        raise KernelError(
+            f"{path.name}: kernel {kernel} takes {text.strip()!r} by value; numbers are passed as "
+            "`wide`, since a 16-bit `real` cannot be"
         )
     return Parameter(match[4], match[2], match[3].count("*"), bool(match[1]))

@@ -48,6 +48,7 @@ def launch(
     order: Order = "forward",
     source: Path | None = None,
     limit: int = LIMIT,
+    record: int = 0,
 ) -> Counts:
     """Run the kernel `name` over `work` elements or rows, thread by thread, and watch it.
 
@@ -55,7 +56,8 @@ def launch(
     `block`: threads per block, a multiple of 32; `grid`: blocks, by default as many as `work` asks
     for, at most 3. `order` in which blocks and threads take turns: "forward", "reverse", or the
     seed of an order that is drawn anew for every turn. `source`: a kernel file of one's own
-    instead of cuda/.
+    instead of cuda/. `record`: that many accesses at most are recorded, for simt_traffic; a
+    `KernelError` where there are more.
 
     Raises `KernelError` as `CpuDevice.launch` does, and with up to eight findings; then the arrays
     are as they were.
@@ -78,7 +80,7 @@ def launch(
     real = real_dtype(kernel, args)
     memory = Memory(kernel, args, real, runtime().simt_cell_bytes())
     code = library(source or kernel_folder() / f"{kernel.file}.cu", real)
-    counts, findings = code.run(kernel, memory, Shape(grid, block, order, limit))
+    counts, findings = code.run(kernel, memory, Shape(grid, block, order, limit, record))
     if findings:
         raise KernelError(
             f"kernel {name} ({real}, {grid} x {block} threads, order {order}):\n{findings}"

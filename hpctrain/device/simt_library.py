@@ -14,18 +14,26 @@ import re
 import shutil
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hpctrain.device.build import REAL, cached, host_level
 from hpctrain.device.signatures import Kernel, Parameter, kernels_of
 from hpctrain.device.simt_memory import Memory, Region
 from hpctrain.errors import KernelError
 
-__all__ = ["Counts", "Library", "Shape", "build_library", "library", "runtime"]
+__all__ = ["TOUCH", "Counts", "Library", "Shape", "build_library", "library", "runtime"]
 
 ORDERS = {"forward": 0, "reverse": 1}
 REPORT = 1 << 14  # bytes
+# struct Touch of simt_run.h
+TOUCH = np.dtype(
+    [("address", "u8"), ("thread", "u4"), ("pc", "u4"), ("bytes", "u4"), ("use", "i4")]
+)
 
 # -O1 keeps the kernel's own accesses; the sanitizers' calls are answered by cuda/simt.h, so their
 # libraries are left out (-nodefaultlibs). Floating point as on the host target.
@@ -44,21 +52,30 @@ _one_launch = threading.Lock()  # the runtime runs one at a time
 
 @dataclass(frozen=True)
 class Shape:
-    """How to launch: blocks, threads per block, the order of turns, and when to give up."""
+    """How to launch: blocks, threads per block, the order of turns, and when to give up.
+
+    `record`: how many accesses at most are recorded.
+    """
 
     grid: int
     block: int
     order: str | int
     limit: int
+    record: int = 0
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a launch did: blocks, switches between threads, checked accesses to memory."""
+    """What a launch did: blocks, switches between threads, checked accesses to memory.
+
+    `touches`: of dtype TOUCH, the accesses to arrays and shared memory in the order in which they
+    were made, where recording was asked for.
+    """
 
     grid: int
     switches: int
     accesses: int
+    touches: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
 
 class _Launch(ctypes.Structure):
@@ -76,6 +93,9 @@ class _Launch(ctypes.Structure):
         ("limit", ctypes.c_uint64),
         ("switches", ctypes.c_uint64),
         ("accesses", ctypes.c_uint64),
+        ("touches", ctypes.c_void_p),
+        ("touch_room", ctypes.c_uint64),
+        ("touch_count", ctypes.c_uint64),
     ]
 
 
@@ -96,6 +116,7 @@ class Library:
         """Run a launch; what it did and what was found, a line each."""
         all_regions = [*memory.regions, *self._shared]
         regions = (Region * len(all_regions))(*all_regions)
+        touches = np.empty(shape.record, TOUCH)
         launch = _Launch(
             entry=ctypes.cast(self._code[f"simt_entry_{kernel.name}"], ctypes.c_void_p).value,
             arguments=ctypes.addressof(memory.slots),
@@ -106,13 +127,21 @@ class Library:
             order=2 if isinstance(shape.order, int) else ORDERS[shape.order],
             seed=shape.order % (1 << 64) if isinstance(shape.order, int) else 0,
             limit=shape.limit,
+            touches=touches.ctypes.data,
+            touch_room=touches.size,
         )
         report = ctypes.create_string_buffer(REPORT)
         with _one_launch:
             found = runtime().simt_launch(ctypes.byref(launch), report, ctypes.c_uint64(REPORT))
         if found < 0:
             raise KernelError(f"no memory for the stacks of {shape.block} threads")
-        counts = Counts(shape.grid, launch.switches, launch.accesses)
+        if 0 < shape.record < launch.touch_count:
+            raise KernelError(
+                f"{kernel.name}: {launch.touch_count} accesses are to be recorded, record= allows "
+                f"{shape.record}"
+            )
+        recorded = touches[: launch.touch_count] if shape.record else None
+        counts = Counts(shape.grid, launch.switches, launch.accesses, recorded)
         text = report.value.decode(errors="replace").rstrip()
         return counts, re.sub(r"\{pc:(\w+)\}", lambda match: self._line(match[1]), text)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpctrain.device.launch import CTYPES, check_array
+from hpctrain.device.launch import CTYPES, check_array, resolved
 from hpctrain.device.signatures import Kernel, Parameter
 from hpctrain.errors import KernelError
 
@@ -59,7 +59,7 @@ class Memory:
                 entries += _arrays_of(kernel, parameter, value, real)
         addresses = self._place(entries)
         for index, (parameter, value) in enumerate(zip(kernel.parameters, args, strict=True)):
-            type_name = real if parameter.type == "real" else parameter.type
+            type_name = resolved(parameter.type, real)
             if not parameter.pointers:
                 raw = bytes(CTYPES[type_name](value))
                 self.slots[index] = int.from_bytes(raw.ljust(8, b"\0"), "little")

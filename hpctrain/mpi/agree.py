@@ -1,4 +1,4 @@
-"""Work that one rank does for all, so that its failure is the same failure on all ranks.
+"""Work that one rank does for all, and failures of one rank that all must know of.
 
 Layer: mpi.
 """
@@ -13,7 +13,7 @@ from hpctrain.errors import HpctrainError, UsageError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["on_first_rank"]
+__all__ = ["first_problem", "on_first_rank"]
 
 T = TypeVar("T")
 
@@ -37,3 +37,13 @@ def on_first_rank(comm: MPI.Intracomm, work: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result
+
+
+def first_problem(comm: MPI.Intracomm, problem: str) -> str:
+    """The problem of the first rank that has one, on all ranks; "" if none has. Collective."""
+    from mpi4py import MPI
+
+    first = comm.allreduce(comm.rank if problem else comm.size, MPI.MIN)
+    if first == comm.size:
+        return ""
+    return f"rank {first}: {comm.bcast(problem, root=first)}"

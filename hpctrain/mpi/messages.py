@@ -3,6 +3,9 @@
 MPI counts in 32-bit integers (Open MPI refuses more), so long buffers go in several messages, and
 buffers that hold many ranks' parts are counted in lines of 64 bytes.
 
+An array is one of NumPy, or of a GPU where the MPI library may be given its memory; then the caller
+has waited for the work that writes or reads it (nothing here does).
+
 Layer: mpi. Knows nothing of what the bytes mean.
 """
 
@@ -15,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpctrain.errors import UsageError
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -24,17 +29,29 @@ LINE = 64  # bytes
 IN_ORDER = 1 << 20  # bytes: a millisecond at 1 GB/s
 MESSAGE_BYTES = 1 << 30  # of one message: far below 2^31 elements of any type
 
+Array = Any  # numpy.ndarray, or an array of a GPU
 Part = tuple[int, int]  # (first line, last line + 1)
+SUMMABLE = "fdilqILQ"  # dtype.char of the types that MPI_SUM has on every MPI library
 
 
-def allreduce(comm: MPI.Intracomm, array: NDArray[Any], message_bytes: int = MESSAGE_BYTES) -> None:
+def allreduce(comm: MPI.Intracomm, array: Array, message_bytes: int = MESSAGE_BYTES) -> None:
     """Replace `array` by its sum over all ranks, by MPI_Allreduce. Collective.
 
     `array`: shape (n,), contiguous, same n and dtype on all ranks. The order of additions is the
     MPI library's. Bytes per rank: about 2 (P - 1) / P of the array, depending on the library.
+
+    Raises:
+        UsageError: a dtype that MPI cannot add, above all 16-bit floats: few libraries have them,
+            and some add their bytes.
     """
     from mpi4py import MPI
 
+    if array.dtype.char not in SUMMABLE:
+        raise UsageError(
+            f"MPI_SUM cannot add {array.dtype}: every MPI library adds float32, float64 and whole "
+            "numbers of 32 or 64 bits, nothing else; convert the array, or send it as bytes and "
+            "add it by a kernel"
+        )
     count = max(message_bytes // array.itemsize, 1)
     for start in range(0, array.size, count):
         comm.Allreduce(MPI.IN_PLACE, array[start : start + count])
@@ -59,21 +76,21 @@ def allreduce_sum(comm: MPI.Intracomm, values: NDArray[np.float64]) -> None:
 
 def exchange(
     comm: MPI.Intracomm,
-    array: NDArray[np.uint8],
+    array: Array,
     parts: Sequence[Part],
-    received: NDArray[np.uint8],
+    received: Array,
 ) -> None:
     """Send `parts[k]` of `array` to rank k; put rank k's part for this one into row k. Collective.
 
     Args:
-        array: shape (bytes,), a multiple of 64; only read.
+        array: contiguous, of any dtype, a multiple of 64 bytes; only read.
         parts: one per rank, the same on all ranks: lines of `array`, not overlapping.
-        received: shape (P, bytes) with room for this rank's part; overwritten. This rank's own
-            row is left alone.
+        received: contiguous, P rows, each of a multiple of 64 bytes and with room for this rank's
+            part; overwritten. This rank's own row is left alone.
 
     One message to and from each other rank; a rank sends all parts but its own.
     """
-    width = received.shape[1] // LINE
+    width = received.nbytes // comm.size // LINE
     first, last = parts[comm.rank]
     sent = [stop - start for start, stop in parts]
     got = [last - first] * comm.size
@@ -84,16 +101,20 @@ def exchange(
     comm.Alltoallv([array, (sent, starts), line], [received, (got, rows), line])
 
 
-def gather_parts(comm: MPI.Intracomm, array: NDArray[np.uint8], parts: Sequence[Part]) -> None:
+def gather_parts(
+    comm: MPI.Intracomm, array: Array, parts: Sequence[Part], own: Array | None = None
+) -> None:
     """Complete `array` on all ranks, of which rank k holds the lines `parts[k]`. Collective.
 
-    `array`, `parts`: as for `exchange`. Each rank receives all parts but its own.
+    `array`, `parts`: as for `exchange`. Each rank receives all parts but its own, which it has in
+    its place in `array`, or at the start of `own`.
     """
     from mpi4py import MPI
 
     counts = [stop - start for start, stop in parts]
     starts = [start for start, _ in parts]
-    comm.Allgatherv(MPI.IN_PLACE, [array, (counts, starts), _line()])
+    mine = MPI.IN_PLACE if own is None else [own, counts[comm.rank], _line()]
+    comm.Allgatherv(mine, [array, (counts, starts), _line()])
 
 
 @functools.cache

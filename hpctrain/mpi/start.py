@@ -4,10 +4,10 @@ Without care an exception on one rank leaves the others waiting in a collective 
 limit, and a launcher of another MPI starts N copies of "rank 0 of 1" that all train and all write
 the same files. `start` guards against both.
 
-The order of a start: (1) choose and open the device, by `local_rank_from_environment`, since MPI
-libraries want the GPU to be chosen before they start; (2) `start()`, which imports MPI.
+The order of a start: (1) choose and open the device, by `choose_gpu`, since MPI libraries want the
+GPU to be chosen before they start; (2) `start()`, which imports MPI.
 
-Layer: mpi. Knows nothing of devices, networks or files.
+Layer: mpi. Is told how many GPUs there are; knows nothing else of devices, networks or files.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from hpctrain.errors import HpctrainError, LaunchError
+from hpctrain.errors import DeviceError, HpctrainError, LaunchError, UsageError
 from hpctrain.mpi.facts import library
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["check_launcher", "local_rank_from_environment", "start"]
+__all__ = ["check_launcher", "choose_gpu", "local_rank_from_environment", "start"]
 
 # By launcher: Open MPI; Hydra and Intel MPI; PALS; other PMI; MVAPICH; Flux; jsrun; srun. Slurm's
 # is the last: under mpirun inside a Slurm job it describes mpirun's daemon, not the rank.
@@ -58,6 +58,46 @@ def local_rank_from_environment(environment: Mapping[str, str] = os.environ) -> 
         if value.isdigit():
             return int(value)
     return None
+
+
+def choose_gpu(visible: int, environment: Mapping[str, str] = os.environ) -> int:
+    """The number of the GPU this process takes, of `visible` ones. Before MPI starts.
+
+    HPCTRAIN_DEVICE=2            that one
+    one GPU is visible           that one (the scheduler has chosen)
+    HPCTRAIN_GPU_ORDER=3,2,1,0   the local rank's entry, counted round
+    else                         the local rank, counted round; 0 without a launcher
+
+    Raises:
+        UsageError: a variable that is no number, or names a GPU that is not visible.
+        DeviceError: MPI runs already, with several ranks.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and mpi.COMM_WORLD.size > 1:
+        raise DeviceError(
+            "a GPU is chosen after MPI has started: the MPI library may already hold memory on "
+            "another one, and then fails or hangs when it is given this one's; open the device "
+            "first (hpctrain.open_device), start MPI after it, and hand the device in"
+        )
+    if device := environment.get("HPCTRAIN_DEVICE", ""):
+        return _visible_gpu(device, "HPCTRAIN_DEVICE", device, visible)
+    if visible == 1:
+        return 0
+    local_rank = local_rank_from_environment(environment) or 0
+    if order := environment.get("HPCTRAIN_GPU_ORDER", ""):
+        entries = order.split(",")
+        chosen = entries[local_rank % len(entries)].strip()
+        return _visible_gpu(chosen, "HPCTRAIN_GPU_ORDER", order, visible)
+    return local_rank % visible
+
+
+def _visible_gpu(text: str, name: str, value: str, visible: int) -> int:
+    if not text.isdigit() or int(text) >= visible:
+        raise UsageError(
+            f"{name}={value}: {text!r} is not one of the {visible} visible GPUs, whose numbers are "
+            f"0 to {visible - 1}; correct it, or look at CUDA_VISIBLE_DEVICES"
+        )
+    return int(text)
 
 
 def start(allow_singleton: bool = False) -> MPI.Intracomm:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hpctrain.mpi.agree import first_problem
 from hpctrain.mpi.memory import available_memory
 from hpctrain.mpi.topology import Topology
 
@@ -90,11 +91,8 @@ class NodeWindow:
 
 def _agree(comm: MPI.Intracomm, problem: str) -> None:
     """Raise on all ranks the first rank's problem, if any rank has one."""
-    from mpi4py import MPI
-
-    first = comm.allreduce(comm.rank if problem else comm.size, MPI.MIN)
-    if first < comm.size:
-        raise WindowError(f"rank {first}: {comm.bcast(problem, root=first)}")
+    if found := first_problem(comm, problem):
+        raise WindowError(found)
 
 
 def _shortage(node: MPI.Intracomm, nbytes: int) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hpctrain.autograd import Tape, Variable
 from hpctrain.device import Device
+from hpctrain.device.dtypes import wide_dtype
 from hpctrain.errors import UsageError
 from hpctrain.nn.module import Statistic
 from hpctrain.nn.operations import sum_rows
@@ -34,7 +35,7 @@ class _Rows:
     """Rows of an array (N, ..., C) in groups, and launches over chunks of them."""
 
     def __init__(self, device: Device, x: Array, groups: NDArray[np.int64]) -> None:
-        self.device, self.dtype = device, x.dtype
+        self.device, self.dtype, self.wide = device, x.dtype, wide_dtype(x.dtype)
         self.channels = x.shape[-1]
         self.total = x.size // max(self.channels, 1)
         pixels = self.total // x.shape[0] if x.shape[0] else 0
@@ -51,7 +52,7 @@ class _Rows:
 
     def empty(self, chunks: int = 1) -> Array:
         """An array for results of groups, or of their chunks."""
-        return self.device.empty((self.groups * chunks, self.channels), self.dtype)
+        return self.device.empty((self.groups * chunks, self.channels), self.wide)
 
     def launch(self, name: str, *args: Any) -> None:
         """Run a kernel over all chunks."""
@@ -222,7 +223,7 @@ def _step_moments(
         _write(device, mean.sum, np.append(rows.total * step_mean, rows.total))
         _write(device, variance.sum, np.append(weight * unbiased, weight))
     first, second = (
-        device.from_host(array.astype(rows.dtype)) for array in (step_mean, squares / max(count, 1))
+        device.from_host(array.astype(rows.wide)) for array in (step_mean, squares / max(count, 1))
     )
     return (first, second), count
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from hpctrain.autograd import Tape, Variable
 from hpctrain.device import Device
+from hpctrain.device.dtypes import is_short, wide_dtype
 from hpctrain.nn.tiles import Buffer, Sum, runs, zero
 
 __all__ = ["Columns"]
@@ -162,7 +163,8 @@ class Columns:
         filters = dy.shape[3]
         dy_rows, taps = dy.reshape(-1, filters), weight.reshape(filters, self.window)
         buffer = Buffer(device, dy.dtype)
-        zero(device, out)
+        total = device.empty(out.shape, wide_dtype(dy.dtype)) if is_short(dy.dtype) else out
+        zero(device, total)
         for lines in self.runs(device, dy.shape[0], filters, dy.dtype.itemsize):
             rows = slice(lines.start * self.out_width, lines.stop * self.out_width)
             count = rows.stop - rows.start
@@ -171,6 +173,8 @@ class Columns:
             touched = self.touched(lines)
             pixels = (touched.stop - touched.start) * self.width
             device.launch(
-                "columns_backward", cols, out, rows.start, count, touched.start * self.width,
+                "columns_backward", cols, total, rows.start, count, touched.start * self.width,
                 pixels, *self.numbers, work=pixels,
             )  # fmt: skip
+        if total is not out:
+            device.launch("narrow", total, out, out.size, work=out.size)

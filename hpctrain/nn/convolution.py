@@ -1,6 +1,7 @@
 """Convolution of images: checks, and the choice of how to compute it.
 
-Small taps on many channels: `winograd`. Everything else: `columns`. Both work in tiles that stay in
+Small taps on many channels: `winograd`. Everything else, and 16-bit numbers, whose rounding the
+transforms of Winograd's would amplify: `columns`. Both work in tiles that stay in
 the cache, with no column matrix of an image or a batch in memory.
 
 Layer: nn. Knows nothing of modules, ranks and optimizers.
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from hpctrain.autograd import Tape, Variable
+from hpctrain.device.dtypes import is_short
 from hpctrain.errors import UsageError
 from hpctrain.nn.columns import Columns
 from hpctrain.nn.operations import sum_rows
@@ -89,7 +91,7 @@ def _method(
         output_size(size, k, s, p, "conv2d")
         for size, k, s, p in zip((height, width), kernel, stride, padding, strict=True)
     )
-    if kernel == (3, 3) and stride == (1, 1):
+    if kernel == (3, 3) and stride == (1, 1) and not is_short(x.value.dtype):
         winograd = Winograd(height, width, channels, out_height, out_width, filters, padding)
         if winograd.pays:
             return winograd

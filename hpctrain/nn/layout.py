@@ -12,6 +12,7 @@ Layer: nn. Knows nothing of ranks.
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -63,6 +64,12 @@ class Layout:
             offset += -(-entry.size // self.granule) * self.granule
         self.size = offset
         self._offsets = [entry.offset for entry in self.entries]
+
+    def with_dtype(self, dtype: DTypeLike) -> Layout:
+        """The same tensors at the same elements of an array of another dtype."""
+        other = copy.copy(self)
+        other.dtype = np.dtype(dtype)
+        return other
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from hpctrain.autograd import Tape, Variable
+from hpctrain.device.dtypes import wide_dtype
 from hpctrain.errors import UsageError
 
 __all__ = ["IGNORE", "mean_squared_error", "softmax_cross_entropy"]
@@ -29,22 +30,22 @@ def softmax_cross_entropy(
         logits: (..., classes); leading dims are rows.
         labels: int64 device array, one per row, in [0, classes) or equal to `ignore`. Not checked
             here, on the device: the caller checks them where they are read.
-        weights: device array, one per row, of the logits' dtype; None for ones.
+        weights: device array, one per row, of the wide dtype of the logits'; None for ones.
 
     Returns:
-        the losses, (rows,), 0 where the label is `ignore`; and a uint8 array (rows,) of whether
-        the largest logit is the label's.
+        the losses, (rows,), in the wide dtype, 0 where the label is `ignore`; and a uint8 array
+        (rows,) of whether the largest logit is the label's.
     """
     device, dtype = tape.device, logits.value.dtype
     classes = logits.shape[-1]
     rows = logits.value.size // classes
     _check_rows("softmax_cross_entropy", labels, weights, rows)
-    loss, correct = device.empty(rows, dtype), device.empty(rows, "uint8")
+    loss, correct = device.empty(rows, wide_dtype(dtype)), device.empty(rows, "uint8")
     wanted = tape.training and logits.needs_grad
     gradient = device.empty(logits.shape, dtype) if wanted else None
     device.launch(
         "softmax_cross_entropy", logits.value, labels, weights, loss, gradient, correct, rows,
-        classes, ignore, work=rows,
+        classes, ignore, tape.loss_scale, work=rows,
     )  # fmt: skip
     output = tape.record(loss, (logits,), lambda _: tape.pass_on(logits, gradient))
     return output, correct
@@ -55,7 +56,8 @@ def mean_squared_error(
 ) -> Variable:
     """loss[r] = weights[r] mean_c (x[r, c] - target[r, c])^2, of shape (N,).
 
-    x and target: (N, ...), of one dtype; weights: (N,) or None for ones.
+    x, target: (N, ...); weights: (N,) or None for ones. Target, weights and loss are of the wide
+    dtype of x.
     """
     device, dtype = tape.device, x.value.dtype
     if tuple(target.shape) != x.shape:
@@ -63,12 +65,13 @@ def mean_squared_error(
     rows = x.shape[0]
     cols = x.value.size // rows if rows else 1
     _check_rows("mean_squared_error", None, weights, rows)
-    loss = device.empty(rows, dtype)
+    loss = device.empty(rows, wide_dtype(dtype))
     wanted = tape.training and x.needs_grad
     gradient = device.empty(x.shape, dtype) if wanted else None
     device.launch(
-        "mean_squared_error", x.value, target, weights, loss, gradient, rows, cols, work=rows
-    )
+        "mean_squared_error", x.value, target, weights, loss, gradient, rows, cols,
+        tape.loss_scale, work=rows,
+    )  # fmt: skip
     return tape.record(loss, (x,), lambda _: tape.pass_on(x, gradient))
 
 

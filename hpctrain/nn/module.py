@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from hpctrain.autograd import Tape, Variable
 from hpctrain.device import Device
+from hpctrain.device.dtypes import wide_dtype
 from hpctrain.nn.initialize import uniform
 from hpctrain.nn.layout import Layout, Store
 
@@ -112,12 +113,16 @@ class Module:
         return dict(self.named(Statistic))
 
     def layouts(self, dtype: DTypeLike) -> Layouts:
-        """Layouts for stores of `dtype`; parameters in the order their gradients become ready."""
+        """Layouts for stores of `dtype`, and of its wide dtype for the statistics.
+
+        Parameters are in the order their gradients become ready.
+        """
         parameters = [(n, p.declared_shape, p.decay) for n, p in self.parameters().items()]
         averages = [(n, s.declared_shape, False) for n, s in self.statistics().items()]
         sums = [(name, (shape[0] + 1,), False) for name, shape, _ in averages]
+        wide = wide_dtype(dtype)
         return Layouts(
-            Layout(reversed(parameters), dtype), Layout(averages, dtype), Layout(sums, dtype)
+            Layout(reversed(parameters), dtype), Layout(averages, wide), Layout(sums, wide)
         )
 
     def bind(

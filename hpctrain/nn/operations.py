@@ -13,6 +13,7 @@ from typing import Any
 
 from hpctrain.autograd import Tape, Variable
 from hpctrain.device import Device
+from hpctrain.device.dtypes import wide_dtype
 from hpctrain.errors import UsageError
 
 __all__ = ["add", "gelu", "layer_norm", "linear", "relu", "reshape", "sum_rows"]
@@ -22,16 +23,20 @@ ROWS_PER_PART = 256  # rows a warp adds up in one go; then the parts are added i
 
 
 def sum_rows(device: Device, x: Array, out: Array) -> None:
-    """out[c] = sum of x[:, c]; x of shape (rows, cols), C-contiguous. 0 where there are no rows."""
+    """out[c] = sum of x[:, c]; x of shape (rows, cols), C-contiguous. 0 where there are no rows.
+
+    x has the dtype of `out`, or its wide dtype.
+    """
     rows, cols = x.shape
     parts = -(-rows // ROWS_PER_PART)
     tiles = -(-cols // 32)
     if parts <= 1:
-        device.launch("column_sum", x, out, rows, cols, work=tiles)
+        name = "column_sum" if x.dtype == out.dtype else "column_merge"
+        device.launch(name, x, out, rows, cols, work=tiles)
         return
-    partial = device.empty((parts, cols), x.dtype)
+    partial = device.empty((parts, cols), wide_dtype(x.dtype))
     device.launch("column_partials", x, partial, rows, cols, ROWS_PER_PART, work=parts * tiles)
-    device.launch("column_sum", partial, out, parts, cols, work=tiles)
+    device.launch("column_merge", partial, out, parts, cols, work=tiles)
 
 
 def linear(tape: Tape, x: Variable, weight: Variable, bias: Variable | None = None) -> Variable:
@@ -127,7 +132,8 @@ def layer_norm(
     cols = x.shape[-1]
     rows = x.value.size // cols
     y = device.empty(x.shape, dtype)
-    mean, rstd = device.empty(rows, dtype), device.empty(rows, dtype)
+    wide = wide_dtype(dtype)
+    mean, rstd = device.empty(rows, wide), device.empty(rows, wide)
     device.launch(
         "layer_norm_forward", x.value, gamma.value, beta.value, y, mean, rstd, rows, cols, epsilon,
         work=rows,
@@ -135,7 +141,7 @@ def layer_norm(
 
     def backward(dy: Array) -> None:
         parts = max(-(-rows // ROWS_PER_PART), 1)
-        dgamma, dbeta = device.zeros((parts, cols), dtype), device.zeros((parts, cols), dtype)
+        dgamma, dbeta = device.zeros((parts, cols), wide), device.zeros((parts, cols), wide)
         tiles = -(-cols // 32)
         device.launch(
             "layer_norm_parameter_partials", x.value, mean, rstd, dy, dgamma, dbeta, rows, cols,

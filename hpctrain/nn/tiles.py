@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from hpctrain.device import Device
+from hpctrain.device.dtypes import is_short, wide_dtype
 
-__all__ = ["TILE_BYTES", "Buffer", "Sum", "runs", "zero"]
+__all__ = ["TILE_BYTES", "Buffer", "Sum", "runs", "widened", "zero"]
 
 Array = Any
 # Bytes of a tile's intermediate results. On the CPU about a core's L2 cache: 1.5 MiB was best where
@@ -32,6 +33,13 @@ def zero(device: Device, array: Array) -> None:
     device.launch("fill", array, 0.0, array.size, work=array.size)
 
 
+def widened(device: Device, array: Array) -> Array:
+    """A copy of a 16-bit array in float32."""
+    wide = device.empty(array.shape, wide_dtype(array.dtype))
+    device.launch("sum_widened", array, None, 0, 0, wide, array.size, work=array.size)
+    return wide
+
+
 class Buffer:
     """Memory for the intermediate results of one tile after the other."""
 
@@ -50,24 +58,35 @@ class Buffer:
 
 
 class Sum:
-    """total = the sum of products of tiles: the first is written into it, the others are added."""
+    """total = the sum of products of tiles: the first is written into it, the others are added.
+
+    Of 16-bit products the sum is kept in float32 until the end.
+    """
 
     def __init__(self, device: Device, total: Array) -> None:
         self.total = total
         self._device = device
         self._next = total
+        self._wide: Array = None
 
     def add(self, a: Array, b: Array) -> None:
         """Add a @ b, of (stacks of) matrices."""
         self._device.matmul(a, b, self._next)
+        size = self.total.size
         if self._next is self.total:
             self._next = self._device.empty(self.total.shape, self.total.dtype)
-        else:
-            size = self.total.size
+        elif not is_short(self.total.dtype):
             self._device.launch("add_into", self.total, self._next, size, work=size)
+        else:
+            if self._wide is None:
+                self._wide = widened(self._device, self.total)
+            self._device.launch("add_widened", self._next, self._wide, size, work=size)
 
     def finish(self) -> Array:
         """The total; zeros where nothing was added."""
         if self._next is self.total:
             zero(self._device, self.total)
+        if self._wide is not None:
+            size = self.total.size
+            self._device.launch("narrow", self._wide, self.total, size, work=size)
         return self.total

@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpctrain.device import open_device
+from hpctrain.device import Device, open_device, visible_gpus
 from hpctrain.errors import UsageError
+from hpctrain.mpi.gpu import warn_of_shared_gpus
 from hpctrain.mpi.messages import allreduce
-from hpctrain.mpi.start import local_rank_from_environment, start
+from hpctrain.mpi.start import choose_gpu, start
 from hpctrain.mpi.topology import topology
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["Communicator"]
+__all__ = ["Communicator", "open_chosen_device"]
 
 SUMMABLE = "fdil"  # dtype.char of the types that MPI_SUM has on every MPI library
+
+
+def open_chosen_device(name: str) -> Device:
+    """Open "auto", "cpu", "cuda" or "sim"; of several GPUs that of `choose_gpu`. Before MPI starts.
+
+    Raises:
+        DeviceError: there is no such device, or MPI runs already and it is a GPU.
+        UsageError: the user's choice of a GPU is not possible.
+    """
+    gpus = visible_gpus(name)
+    return open_device(name, local_rank=choose_gpu(gpus) if gpus else 0)
 
 
 class Communicator:
@@ -30,7 +42,8 @@ class Communicator:
 
     Args:
         comm: any intracommunicator, which stays the caller's; default all ranks of the job.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "sim", or a device that is open. A GPU must be opened
+            before MPI starts: who brings a `comm` of several ranks brings the open device too.
         nodes: topology override such as "2x2", to play several nodes on one; see `topology`.
 
     Attributes:
@@ -39,14 +52,18 @@ class Communicator:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm | None = None, device: str = "auto", nodes: str | None = None
+        self,
+        comm: MPI.Intracomm | None = None,
+        device: str | Device = "auto",
+        nodes: str | None = None,
     ) -> None:
-        self.device = open_device(device, local_rank=local_rank_from_environment() or 0)
+        self.device = open_chosen_device(device) if isinstance(device, str) else device
         world = start()
         self.mpi_comm = world if comm is None else comm
         self.rank: int = self.mpi_comm.rank
         self.size: int = self.mpi_comm.size
         self.topology = topology(self.mpi_comm, nodes)
+        warn_of_shared_gpus(self.mpi_comm, self.device.uuid)
 
     def all_reduce(self, array: Any) -> Any:
         """Replace a host array by its sum over all ranks, and return it. Collective.

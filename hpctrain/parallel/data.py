@@ -4,7 +4,10 @@
     reduce          every rank adds up its slice of all ranks' gradients
     norm            every rank contributes its slice's squares
     update          every rank updates its slice of the parameters and of the optimizer state
-    gather          every rank gets all parameters (inside a node they share one array: a fence)
+    gather          every rank gets all parameters (CPU: a node shares one array, and it is a fence)
+
+With 16-bit gradients the sums, the weights that are updated (*master* weights) and the optimizer's
+state are float32, each rank's for its own slice; all ranks get the parameters in 16 bits.
 
 As many bytes as an all-reduce, 1/P of the optimizer's memory and traffic (ZeRO stage 1), and
 replicas that cannot drift apart.
@@ -15,18 +18,23 @@ Layer: parallel. Is given a topology, a layout and a rule. Knows nothing of netw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpctrain.checkpoint import Part
 from hpctrain.collectives.slices import SliceReduction
 from hpctrain.device import Device
+from hpctrain.device.dtypes import wide_dtype
 from hpctrain.mpi.topology import Topology
 from hpctrain.nn.layout import Layout, Store
 from hpctrain.optim.rules import Rule, square_sum
 
 __all__ = ["DataParallel"]
+
+Array = Any  # of the device
 
 
 class DataParallel:
@@ -41,6 +49,8 @@ class DataParallel:
             call `publish` afterwards.
         gradients: Store that a backward pass writes this rank's gradient into.
         owned: (start, stop), the range of the flat arrays that this rank updates.
+        masters: the parameters in `owned` that the update works on: that range of `parameters`, or
+            of 16-bit ones an array of float32.
         states: optimizer state by name, flat arrays over `owned`.
     """
 
@@ -51,28 +61,65 @@ class DataParallel:
         layout: Layout,
         rule: Rule,
         reduction: str = "auto",
+        gpu_mpi: str = "auto",
     ) -> None:
-        """`reduction`: "auto", "messages" or "allreduce"; see `SliceReduction`."""
+        """`reduction`, `gpu_mpi`: see `SliceReduction`."""
         self.device = device
         self.layout = layout
         self.rule = rule
-        self.slices = SliceReduction(topology, device, layout.size, layout.dtype, reduction)
+        self.slices = SliceReduction(
+            topology, device, layout.size, layout.dtype, reduction, gpu_mpi=gpu_mpi
+        )
         self.comm = topology.comm
         self.parameters = Store(layout, self.slices.parameters)
         self.gradients = Store(layout, self.slices.gradients)
         self.owned = self.slices.owned
         start, stop = self.owned
-        self.states = {name: device.zeros(stop - start, layout.dtype) for name in rule.states}
+        self.wide_layout = layout.with_dtype(wide_dtype(layout.dtype))
+        wide = self.wide_layout.dtype
+        self.masters = self.parameters.array[start:stop]
+        if wide != layout.dtype:
+            self.masters = device.zeros(stop - start, wide)
+        self.states = {name: device.zeros(stop - start, wide) for name in rule.states}
 
     @property
     def writes_parameters(self) -> bool:
         """Whether this rank is the one that may write the parameters its node shares."""
         return self.slices.writes_parameters
 
+    @property
+    def masters_apart(self) -> bool:
+        """Whether `masters` is an array of its own, from which `parameters` are rounded."""
+        return self.wide_layout.dtype != self.layout.dtype
+
     def publish(self) -> None:
-        """After parameters were written: wait until every rank may read them. Collective."""
-        self.device.synchronize()
+        """After `parameters`, or `masters` apart, were written: bring them to all. Collective."""
+        if self.masters_apart:
+            self._narrow(*self.owned)
+            self.slices.gather()
         self.slices.fence()
+
+    def set_parameters(self, value_of: Callable[[str], NDArray[Any]]) -> None:
+        """Write `value_of(name)`, the same on all ranks, into every parameter. Collective."""
+        if self.masters_apart:
+            start, stop = self.owned
+            for entry, first, last in self.layout.pieces(start, stop):
+                place = self.masters[entry.offset + first - start : entry.offset + last - start]
+                self._fill(place, value_of(entry.name).reshape(-1)[first:last])
+        elif self.writes_parameters:
+            for entry in self.layout.entries:
+                self._fill(self.parameters.view(entry.name), value_of(entry.name))
+        self.publish()
+
+    def _fill(self, place: Array, value: NDArray[Any]) -> None:
+        host = np.ascontiguousarray(value, place.dtype)
+        self.device.copy(place, self.device.from_host(host))
+
+    def _narrow(self, begin: int, end: int) -> None:
+        """Round a range of `masters` into `parameters`."""
+        first, count = self.owned[0], end - begin
+        wide, short = self.masters[begin - first : end - first], self.parameters.array[begin:end]
+        self.device.launch("narrow", wide, short, count, work=count)
 
     def update(self, step: int, lr: float, weight: float, clip_norm: float = 0.0) -> float:
         """Reduce the gradients, divide them by `weight`, update and gather. Collective.
@@ -99,8 +146,7 @@ class DataParallel:
         return norm
 
     def _norm(self) -> float:
-        start, stop = self.owned
-        total = np.array([square_sum(self.device, self.gradients.array[start:stop])])
+        total = np.array([square_sum(self.device, self.slices.sums)])
         if self.slices.sliced:
             self.slices.all_reduce(total)
         return math.sqrt(total[0]) if total[0] >= 0 else math.nan
@@ -114,14 +160,16 @@ class DataParallel:
         first = self.owned[0]
         self.rule.update(
             self.device,
-            self.parameters.array[begin:end],
-            self.gradients.array[begin:end],
+            self.masters[begin - first : end - first],
+            self.slices.sums[begin - first : end - first],
             {name: state[begin - first : end - first] for name, state in self.states.items()},
             step=step,
             lr=lr,
             scale=scale,
             decay=decay,
         )
+        if self.masters_apart:
+            self._narrow(begin, end)
 
     def saved_parts(self) -> list[Part]:
         """This rank's ranges of parameters and optimizer state, to write a checkpoint."""
@@ -130,16 +178,19 @@ class DataParallel:
         return self._parts(owned, owned)
 
     def loaded_parts(self) -> list[Part]:
-        """The ranges that this rank wants filled from a checkpoint."""
+        """The ranges that this rank wants filled from a checkpoint; `publish` afterwards."""
         whole = (0, self.layout.size) if self.writes_parameters else (0, 0)
-        return self._parts(whole, self.owned)
+        return self._parts(self.owned if self.masters_apart else whole, self.owned)
 
     def _parts(self, parameters: tuple[int, int], states: tuple[int, int]) -> list[Part]:
-        begin = self.owned[0]
+        begin, layout = self.owned[0], self.wide_layout
+        weights, first = self.parameters.array, 0
+        if self.masters_apart:
+            weights, first = self.masters, begin
         return [
-            Part("parameters", "", self.layout, self.parameters.array, parameters),
+            Part("parameters", "", layout, weights, parameters, first),
             *(
-                Part("optimizer", name, self.layout, array, states, begin)
+                Part("optimizer", name, layout, array, states, begin)
                 for name, array in self.states.items()
             ),
         ]

@@ -33,7 +33,8 @@ class DistributedOptimizer:
             Rank 0's values are taken. The arrays are copied and stay the caller's.
         comm: a `Communicator`.
         decay: which parameters weight decay applies to, by name; default those of two or more dims.
-        reduction: "auto", "messages" or "allreduce".
+        reduction: "auto", "messages" or "allreduce"; see `SliceReduction` for all.
+        gpu_mpi: whether MPI is given a GPU's memory: "auto", "on" or "off"; docs/gpu-mpi.md.
 
     Attributes:
         parameters: the live values by name. Read them; they change in `step`.
@@ -47,6 +48,7 @@ class DistributedOptimizer:
         comm: Communicator,
         decay: Callable[[str], bool] | None = None,
         reduction: str = "auto",
+        gpu_mpi: str = "auto",
     ) -> None:
         dtypes = {str(array.dtype) for array in parameters.values()}
         if len(dtypes) != 1 or not dtypes <= {"float32", "float64"}:
@@ -61,7 +63,7 @@ class DistributedOptimizer:
         self.comm = comm
         self.steps = 0
         layout = Layout(reversed(tensors), dtypes.pop())
-        self._parallel = DataParallel(comm.topology, comm.device, layout, rule, reduction)
+        self._parallel = DataParallel(comm.topology, comm.device, layout, rule, reduction, gpu_mpi)
         self.parameters = self._parallel.parameters.views()
         self.gradients = self._parallel.gradients.views()
         self._take(parameters, layout)
