@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from training import hpctrain, make_digits, run_file, steps
+from training import hpctrain, make_digits, records, run_file, steps
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,13 @@ def test_the_losses_are_the_cpus(losses, expected, model, ranks, order, override
     """float64: 1e-9 over 20 steps, with and without memory of GPUs given to MPI."""
     found = losses(model, ranks, "sim", *overrides, order=order)
     np.testing.assert_allclose(found, expected(model), rtol=1e-9)
+
+
+def test_time_spent_on_launching_is_recorded_on_a_gpu(data, tmp_path):
+    for device in ("sim", "cpu"):
+        (tmp_path / device).mkdir()
+        file = run_file(tmp_path / device / "run.toml", data, "mlp")
+        sets = ("--set", f"run.device={device}", "--set", "run.steps=2")
+        assert hpctrain(1, "train", file, *sets).returncode == 0
+        found = records(tmp_path / device / "run", "step")
+        assert all((record.get("launch_seconds", 0) > 0) == (device == "sim") for record in found)

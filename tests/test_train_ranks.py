@@ -54,7 +54,7 @@ def test_float32_begins_the_same_and_ends_as_good(tmp_path):
 @pytest.mark.parametrize("reduction", ["messages", "allreduce"])
 def test_every_reduction_gives_the_same_run(tmp_path, data, reduction):
     file = run_file(tmp_path / "run.toml", data, "mlp")
-    shared = run(file, 2, "", 20, "parallel.reduction=shared")
+    shared = run(file, 2, "", 20, "parallel.reduction=auto")
     other = run(file, 3, "", 20, f"parallel.reduction={reduction}")
     np.testing.assert_allclose(other["loss"], shared["loss"], rtol=1e-9)
 

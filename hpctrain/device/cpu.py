@@ -67,6 +67,7 @@ class CpuDevice:
     """Arrays in host memory; one thread runs the kernels, BLAS as many as it is told."""
 
     name = "cpu"
+    launch_seconds = 0.0
     uuid = ""  # of a GPU: it tells whether two ranks have the same one
 
     def __init__(self, level: str | None = None) -> None:

@@ -11,6 +11,7 @@ Layer: device. Knows nothing of networks, ranks or files.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -80,6 +81,7 @@ class CudaDevice:
         self._copies = self._cupy.cuda.Stream(non_blocking=True)
         self._open: set[_Copy] = set()
         self._launchers = Launchers(self._launcher)
+        self.launch_seconds = 0.0
         self.matmul_precision = "float32"
         self._modules: dict[tuple[str, str], Any] = {}
 
@@ -251,7 +253,9 @@ class CudaDevice:
         """Launch the kernel `name` over `work` elements or rows on the current stream."""
         if work <= 0:
             return
+        begun = time.perf_counter()
         self._launchers.find(name, args)(*args, work=work)
+        self.launch_seconds += time.perf_counter() - begun
 
     def _launcher(self, kernel: Kernel, args: tuple[Any, ...]) -> Callable[..., None]:
         real = real_dtype(kernel, args)

@@ -29,6 +29,7 @@ class Device(Protocol):
 
     name: str
     level: str
+    launch_seconds: float  # spent by the host on launching; 0 where a launch is the work itself
     uuid: str
     matmul_precision: str  # of float32 products: "float32", "tf32" or "bf16"
 

@@ -110,11 +110,11 @@ def epoch(run: Run, progress: Progress, total: int) -> Evaluation | None:
     position, stopping = run.position, run.stopping
     with run.loader.epoch(position.epoch, position=position.offset) as batches:
         for batch, waited in timed(batches):
-            begun, inside = time.perf_counter(), run.calls.seconds
+            before = clocks(run)
             result = run.trainer.step(batch, position.step, stopping.wants())
             stopping.agree(result.requests)
-            times = Times(waited, time.perf_counter() - begun, run.calls.seconds - inside)
-            report(run.folder, progress, position, result, times)
+            spent = [now - then for now, then in zip(clocks(run), before, strict=True)]
+            report(run.folder, progress, position, result, Times(waited, *spent))
             advance(position, batch, run.loader)
             if stopping.save or due(run.session.config.checkpoint, position):
                 save(run)
@@ -123,6 +123,11 @@ def epoch(run: Run, progress: Progress, total: int) -> Evaluation | None:
     if stopping.reason and position.step < total:
         return None
     return evaluate_now(run, progress) if evaluation_due(run.session.config, position) else None
+
+
+def clocks(run: Run) -> tuple[float, float, float]:
+    """Seconds so far: of the clock, inside MPI, launching kernels."""
+    return time.perf_counter(), run.calls.seconds, run.session.device.launch_seconds
 
 
 def finish(run: Run, progress: Progress, evaluation: Evaluation | None, stopped: str) -> None:
