@@ -205,10 +205,10 @@ def test_the_module_runs_as_a_command():
 def test_the_kernel_folder_hides_no_package_called_cuda(kind, tmp_path):
     """CuPy imports NVIDIA's `cuda`; from the checkout's root the folder cuda/ comes first."""
     nvidia = tmp_path / "cuda"
-    (nvidia / "pathfinder").mkdir(parents=True)
-    (nvidia / "pathfinder" / "__init__.py").write_text("found = True\n")
+    (nvidia / "planted").mkdir(parents=True)  # a part that NVIDIA's own does not have
+    (nvidia / "planted" / "__init__.py").write_text("found = True\n")
     if kind == "package":
         (nvidia / "__init__.py").write_text("")
-    code = f"import sys; sys.path.append({str(tmp_path)!r}); import cuda.pathfinder as p; p.found"
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import cuda.planted as p; p.found"
     run(sys.executable, "-c", code, cwd=ROOT)
     assert not list((ROOT / "cuda").glob("*.py"))
