@@ -13,7 +13,8 @@
 //     tanh      2.6     2.7
 //
 // NaN stays NaN; exp(-inf) = 0, exp(inf) = inf, log(0) = -inf, log(inf) = inf, log of less than 0 is
-// NaN; results and arguments below the smallest normal number are right. Rounding must be to nearest.
+// NaN; results and arguments below the smallest normal number are right, except float on a GPU, where
+// CuPy compiles with -ftz=true: there they are 0. Rounding must be to nearest.
 //
 // Method     exp, tanh: x = k ln 2 + r, |r| <= ln 2 / 2, e^r = 1 + r + r^2 q(r).
 //            log: x = 2^k m, sqrt(1/2) <= m < sqrt(2), s = (m - 1) / (m + 1), a series in s^2

@@ -4,7 +4,6 @@
 //     column_sum           y[c] <- sum_r x[r, c], in order
 //     column_merge         y[c] <- sum_q part[q, c], in order
 //     square_sum_partials  part[b] <- sum of x[i]^2, 4096 b <= i < 4096 (b + 1)
-//     total_sum            y[0] <- sum_i x[i]
 //     sum_peers            out[i] <- peers[0][offset + i] + peers[1][offset + i] + ..., in order
 //     sum_widened          out[i] <- first[i] + others[0][offset + i] + others[1][offset + i] + ...
 //     average_update       y[i] <- y[i] + momentum (sum[i] / weight - y[i])
@@ -14,12 +13,12 @@
 //            may be peers[k] + offset for one k; no other overlap. sum_widened adds count + 1 arrays:
 //            with none of the others it is a conversion to wide.
 // Launch     ROWS: column_partials work = parts * ceil(cols / 32), column_sum and column_merge
-//            ceil(cols / 32), square_sum_partials ceil(n / 4096), total_sum 1. ELEMENTS: sum_peers,
+//            ceil(cols / 32), square_sum_partials ceil(n / 4096). ELEMENTS: sum_peers,
 //            sum_widened, average_update n.
 // Cost       each input is read once and each output written once, 4 bytes an element in float32:
 //            bandwidth.
 // Exactness  columns and peers: plain order, so a column's sum depends on rows_per_part only. Squares
-//            and total_sum: 32 lanes, then a tree (kernel.h). The same bits for every launch shape.
+//            32 lanes, then a tree (kernel.h). The same bits for every launch shape.
 // Source     elementary.
 // Reference  tests/reference.py    Test  tests/test_kernels_sums.py
 
@@ -58,14 +57,6 @@ ROWS_KERNEL square_sum_partials(const real* __restrict__ x, wide* __restrict__ p
         const int64 count = n - b * block < block ? n - b * block : block;
         const wide sum = row_sum(count, [&](int64 i) { return x_block[i] * x_block[i]; });
         if (LANE_LEADER) part[b] = sum;
-    }
-}
-
-ROWS_KERNEL total_sum(const real* __restrict__ x, wide* __restrict__ y, int64 n)
-{
-    FOR_ROWS(row, 1) {
-        const wide sum = row_sum(n, [&](int64 i) { return x[i]; });
-        if (LANE_LEADER) y[0] = sum;
     }
 }
 

@@ -54,13 +54,6 @@ def square_sum_partials(rng, dtype, n):
     return Case("square_sum_partials", args, len(sums), expected, error=16, whole=None)
 
 
-@case(1, 31, 33, 5000)
-def total_sum(rng, dtype, n):
-    x = normal(rng, dtype, n)
-    expected = {1: np.array([np.sum(x.astype(np.float64))], dtype)}
-    return Case("total_sum", [x, np.zeros(1, dtype), n], 1, expected, error=16, whole=None)
-
-
 @case(*((count, n) for count in (1, 2, 3, 4, 5, 6, 7, 8, 11) for n in (1, 33, 2500)))
 def sum_peers(rng, dtype, size):
     count, n = size

@@ -128,7 +128,7 @@ CUPY = {
 OTHERS = {
     *("name", "kind", "file", "parameters", "pointers", "type", "find", "suppress", "frombuffer"),
     *("uint8", "uint64", "array", "ctypes", "float32", "float64", "values", "read_text", "discard"),
-    *("add", "hex", "rank", "bcast", "event", "setter"),
+    *("add", "hex", "rank", "bcast", "event", "setter", "perf_counter"),
 }
 # What the stand-in's objects have beside: for the simulator's own modules, not for cuda.py.
 SIMULATORS = {

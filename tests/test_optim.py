@@ -7,7 +7,7 @@ import pytest
 
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.errors import UsageError
-from hpctrain.optim import SGD, AdamW, Schedule, square_sum
+from hpctrain.optim import SGD, AdamW, Range, Schedule, square_sum
 
 DEVICE = CpuDevice()
 
@@ -20,7 +20,8 @@ def run(rule, steps=5, decay=True, dtype="float64", n=1000):
     states = {name: np.zeros(n, dtype) for name in rule.states}
     expected = EQUATIONS[type(rule)](rule, p.copy(), gradients * 0.5, decay)
     for step, g in enumerate(gradients):
-        rule.update(DEVICE, p, g, states, step=step, lr=rule.lr, scale=0.5, decay=decay)
+        part = Range(p, g, states, decay)
+        rule.update(DEVICE, part, step=step, lr=rule.lr, scale=0.5)
     return p, expected
 
 

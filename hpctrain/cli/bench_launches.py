@@ -224,7 +224,6 @@ LAUNCHES: dict[str, Callable[[Maker], Launch]] = {
     "average_update": lambda m: _flat(m, m.real(m.n), m.real(m.n), 2.0, 0.1, updated=("y",)),
     "sum_peers": _sum_peers,
     "sum_widened": _sum_widened,
-    "total_sum": lambda m: Launch(_count(m.n), [m.real(m.n), m.empty(1), m.n], 1),
     "square_sum_partials": lambda m: Launch(
         _count(m.n), [m.real(m.n), m.empty(m.n // 4096), m.n], m.n // 4096
     ),

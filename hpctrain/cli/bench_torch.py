@@ -24,7 +24,7 @@ from hpctrain.nn.losses import softmax_cross_entropy
 from hpctrain.nn.module import Statistic
 from hpctrain.nn.operations import gelu, layer_norm, relu
 from hpctrain.nn.pooling import max_pool
-from hpctrain.optim import AdamW
+from hpctrain.optim import AdamW, Range
 
 __all__ = ["Operation", "operations"]
 
@@ -171,10 +171,8 @@ def _adamw(make: Maker) -> Operation:
     done = {"ours": 0, "theirs": 0}
 
     def ours() -> None:
-        rule.update(
-            make.device, parameters, gradients, states,
-            step=done["ours"], lr=1e-3, scale=1.0, decay=True,
-        )  # fmt: skip
+        part = Range(parameters, gradients, states, decay=True)
+        rule.update(make.device, part, step=done["ours"], lr=1e-3, scale=1.0)
         done["ours"] += 1
 
     def theirs() -> None:

@@ -18,10 +18,23 @@ import numpy as np
 from hpctrain.device import Device
 from hpctrain.errors import UsageError
 
-__all__ = ["SGD", "AdamW", "Rule", "square_sum"]
+__all__ = ["SGD", "AdamW", "Range", "Rule", "square_sum"]
 
 Array = Any
 PARTIAL = 4096  # elements whose squares one warp adds up; as in cuda/sums.cu
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range of flat arrays that is updated alike: `parameters`, `gradients` and states, (n,).
+
+    `decay` tells whether weight decay applies to it.
+    """
+
+    parameters: Array
+    gradients: Array
+    states: Mapping[str, Array]
+    decay: bool
 
 
 class Rule(Protocol):
@@ -33,21 +46,10 @@ class Rule(Protocol):
     def lr(self) -> float:
         """The base learning rate."""
 
-    def update(
-        self,
-        device: Device,
-        parameters: Array,
-        gradients: Array,
-        states: Mapping[str, Array],
-        *,
-        step: int,
-        lr: float,
-        scale: float,
-        decay: bool,
-    ) -> None:
-        """Update `parameters` (n,) and `states` in place from `scale * gradients` (n,).
+    def update(self, device: Device, part: Range, *, step: int, lr: float, scale: float) -> None:
+        """Update the range's parameters and states in place, from `scale` times its gradients.
 
-        `step` counts from 0; `decay` tells whether weight decay applies to this range.
+        `step` counts from 0.
         """
 
 
@@ -69,23 +71,12 @@ class SGD:
         _at_least_zero(lr=self.lr, weight_decay=self.weight_decay)
         _fractions(momentum=self.momentum)
 
-    def update(
-        self,
-        device: Device,
-        parameters: Array,
-        gradients: Array,
-        states: Mapping[str, Array],
-        *,
-        step: int,
-        lr: float,
-        scale: float,
-        decay: bool,
-    ) -> None:
+    def update(self, device: Device, part: Range, *, step: int, lr: float, scale: float) -> None:
         """See `Rule`."""
-        n = parameters.size
+        n = part.parameters.size
         device.launch(
-            "sgd", parameters, gradients, states["momentum"], lr, self.momentum,
-            self.weight_decay if decay else 0.0, scale, int(self.nesterov), n, work=n,
+            "sgd", part.parameters, part.gradients, part.states["momentum"], lr, self.momentum,
+            self.weight_decay if part.decay else 0.0, scale, int(self.nesterov), n, work=n,
         )  # fmt: skip
 
 
@@ -106,25 +97,14 @@ class AdamW:
         _at_least_zero(lr=self.lr, weight_decay=self.weight_decay, epsilon=self.epsilon)
         _fractions(beta1=self.betas[0], beta2=self.betas[1])
 
-    def update(
-        self,
-        device: Device,
-        parameters: Array,
-        gradients: Array,
-        states: Mapping[str, Array],
-        *,
-        step: int,
-        lr: float,
-        scale: float,
-        decay: bool,
-    ) -> None:
+    def update(self, device: Device, part: Range, *, step: int, lr: float, scale: float) -> None:
         """See `Rule`."""
-        n = parameters.size
+        n, states = part.parameters.size, part.states
         beta1, beta2 = self.betas
         device.launch(
-            "adamw", parameters, gradients, states["mean"], states["square"], lr, beta1, beta2,
-            self.epsilon, self.weight_decay if decay else 0.0, 1 / (1 - beta1 ** (step + 1)),
-            1 / (1 - beta2 ** (step + 1)), scale, n, work=n,
+            "adamw", part.parameters, part.gradients, states["mean"], states["square"], lr, beta1,
+            beta2, self.epsilon, self.weight_decay if part.decay else 0.0,
+            1 / (1 - beta1 ** (step + 1)), 1 / (1 - beta2 ** (step + 1)), scale, n, work=n,
         )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from hpctrain.device import Device
 from hpctrain.device.dtypes import wide_dtype
 from hpctrain.mpi.topology import Topology
 from hpctrain.nn.layout import Layout, Store
-from hpctrain.optim.rules import Rule, square_sum
+from hpctrain.optim.rules import Range, Rule, square_sum
 
 __all__ = ["DataParallel"]
 
@@ -140,8 +140,10 @@ class DataParallel:
         if math.isfinite(norm):
             if clip_norm and norm > clip_norm:
                 scale *= clip_norm / norm
-            for part in self._ranges():
-                self._update_range(*part, step=step, lr=lr, scale=scale)
+            for begin, end, part in self._ranges():
+                self.rule.update(self.device, part, step=step, lr=lr, scale=scale)
+                if self.masters_apart:
+                    self._narrow(begin, end)
         self.slices.gather()
         return norm
 
@@ -151,25 +153,13 @@ class DataParallel:
             self.slices.all_reduce(total)
         return math.sqrt(total[0]) if total[0] >= 0 else math.nan
 
-    def _ranges(self) -> Iterator[tuple[int, int, bool]]:
-        yield from self.layout.decay_runs(*self.owned)
-
-    def _update_range(
-        self, begin: int, end: int, decay: bool, *, step: int, lr: float, scale: float
-    ) -> None:
+    def _ranges(self) -> Iterator[tuple[int, int, Range]]:
+        """The owned range, cut where weight decay switches: where it lies, and its arrays."""
         first = self.owned[0]
-        self.rule.update(
-            self.device,
-            self.masters[begin - first : end - first],
-            self.slices.sums[begin - first : end - first],
-            {name: state[begin - first : end - first] for name, state in self.states.items()},
-            step=step,
-            lr=lr,
-            scale=scale,
-            decay=decay,
-        )
-        if self.masters_apart:
-            self._narrow(begin, end)
+        for begin, end, decay in self.layout.decay_runs(*self.owned):
+            here = slice(begin - first, end - first)
+            states = {name: state[here] for name, state in self.states.items()}
+            yield begin, end, Range(self.masters[here], self.slices.sums[here], states, decay)
 
     def saved_parts(self) -> list[Part]:
         """This rank's ranges of parameters and optimizer state, to write a checkpoint."""
