@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference_images as reference
-from gradient_check import check_gradients, gradients, new_tape
+from gradient_check import DEVICE, check_gradients, gradients, new_tape
 
 from hpctrain.errors import UsageError
 from hpctrain.nn.batch_norm import batch_norm
@@ -19,9 +19,15 @@ def statistics(channels=5, dtype=np.float64):
     """A mean and a variance with room for their sums."""
     pair = Statistic((channels,), 0.0, 0.1), Statistic((channels,), 1.0, 0.1)
     for index, statistic in enumerate(pair):
-        statistic.value = np.linspace(0.5, 2, channels).astype(dtype) + index
-        statistic.sum = np.full(channels + 1, np.nan, dtype)
+        value = np.linspace(0.5, 2, channels).astype(dtype) + index
+        statistic.value = DEVICE.from_host(value)
+        statistic.sum = DEVICE.from_host(np.full(channels + 1, np.nan, dtype))
     return pair
+
+
+def sums(pair):
+    """The sums of the two statistics, on the host."""
+    return [DEVICE.to_host(statistic.sum) for statistic in pair]
 
 
 def inputs(dtype=np.float64, shape=SHAPE):
@@ -80,50 +86,53 @@ def test_gradient_of_the_shortcut_alone():
 
 def test_running_statistics_are_weighted_by_rows():
     x, gamma, beta, _ = inputs()
-    mean, variance = pair = statistics()
+    pair = statistics()
     gradients(operation(pair=pair), [x, gamma, beta], grouped_tape)
+    mean, variance = sums(pair)
     parts = [x[a:b].reshape(-1, 5) for a, b in reference.filled(GROUPS)]
     weights = [len(part) for part in parts]
-    assert mean.sum[-1] == variance.sum[-1] == sum(weights) == 42
+    assert mean[-1] == variance[-1] == sum(weights) == 42
     averages = [np.average([f(p) for p in parts], axis=0, weights=weights) for f in (
         lambda part: part.mean(axis=0), lambda part: part.var(axis=0, ddof=1)
     )]  # fmt: skip
-    np.testing.assert_allclose(mean.sum[:-1] / 42, averages[0], rtol=1e-12)
-    np.testing.assert_allclose(variance.sum[:-1] / 42, averages[1], rtol=1e-12)
+    np.testing.assert_allclose(mean[:-1] / 42, averages[0], rtol=1e-12)
+    np.testing.assert_allclose(variance[:-1] / 42, averages[1], rtol=1e-12)
 
 
 def test_a_microbatch_of_one_row_has_no_variance_to_report():
     values = inputs(shape=(3, 5))[:3]
-    mean, variance = pair = statistics()
+    pair = statistics()
     tape = new_tape(groups=np.array([0, 1, 3]))
     gradients(operation(pair=pair), values, lambda: tape)
-    assert (mean.sum[-1], variance.sum[-1]) == (3, 2)
-    np.testing.assert_allclose(variance.sum[:-1] / 2, values[0][1:].var(axis=0, ddof=1))
+    mean, variance = sums(pair)
+    assert (mean[-1], variance[-1]) == (3, 2)
+    np.testing.assert_allclose(variance[:-1] / 2, values[0][1:].var(axis=0, ddof=1))
 
 
 @pytest.mark.parametrize("whole_step", [False, True])
 @pytest.mark.parametrize("groups", [[0], [0, 0]])
 def test_an_empty_batch_says_nothing(whole_step, groups):
-    mean, variance = pair = statistics()
+    pair = statistics()
     x, gamma, beta, _ = inputs()
     tape = new_tape(groups=np.array(groups))
     y, _, (dx, dgamma, dbeta) = gradients(
         operation(pair=pair, whole_step=whole_step), [x[:0], gamma, beta], lambda: tape
     )
     assert y.shape == (0, 3, 2, 5) and dx.size == 0
-    for zero in (mean.sum, variance.sum, dgamma, dbeta):
+    for zero in (*sums(pair), dgamma, dbeta):
         np.testing.assert_array_equal(zero, 0)
 
 
 def test_without_training_running_averages_are_used():
     x, gamma, beta, shortcut = inputs()
-    mean, variance = pair = statistics()
+    pair = statistics()
+    mean, variance = (DEVICE.to_host(statistic.value) for statistic in pair)
     tape = new_tape(training=False)
     values = [x, gamma, beta, shortcut]
     y, _, _ = gradients(operation(True, pair=pair), values, lambda: tape, wanted=[False] * 4)
-    normal = (x - mean.value) / np.sqrt(variance.value + 1e-5)
+    normal = (x - mean) / np.sqrt(variance + 1e-5)
     np.testing.assert_allclose(y, np.maximum(gamma * normal + beta + shortcut, 0), rtol=1e-12)
-    assert np.isnan(mean.sum).all()
+    assert np.isnan(sums(pair)).all()
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -143,7 +152,7 @@ def test_whole_step_is_one_batch_whoever_holds_it(comm):
     from mpi4py import MPI
 
     values = inputs()
-    mean, variance = one = statistics()
+    one = statistics()
     y, _, found = gradients(operation(True, True, one), values)
 
     def all_reduce(array):
@@ -161,18 +170,21 @@ def test_whole_step_is_one_batch_whoever_holds_it(comm):
     for index in (1, 2):
         all_reduce(mine_found[index])
         np.testing.assert_allclose(mine_found[index], found[index], rtol=1e-8, atol=1e-12)
-    for statistic, expected in zip(pair, one, strict=True):
-        all_reduce(statistic.sum)
-        np.testing.assert_allclose(statistic.sum, expected.sum, rtol=1e-10)
+    for total, expected in zip(sums(pair), sums(one), strict=True):
+        all_reduce(total)
+        np.testing.assert_allclose(total, expected, rtol=1e-10)
 
 
 def step(values, pair, target, all_reduce):
     """y and gradients of this rank's part of a step."""
     from gradient_check import Variable, mean_squared_error
 
-    variables = [Variable(value, True, np.full_like(value, np.nan)) for value in values]
+    variables = [
+        Variable(DEVICE.from_host(v), True, DEVICE.from_host(np.full_like(v, np.nan)))
+        for v in values
+    ]
     tape = new_tape(all_reduce=all_reduce)
     y = operation(True, True, pair)(tape, *variables)
-    tape.backward(mean_squared_error(tape, y, target))
+    tape.backward(mean_squared_error(tape, y, DEVICE.from_host(target)))
     tape.finish(variables)
-    return y.value, [variable.place for variable in variables]
+    return DEVICE.to_host(y.value), [DEVICE.to_host(v.place) for v in variables]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gradient_check import check_gradients, gradients
+from gradient_check import DEVICE, check_gradients, gradients
 
 from hpctrain.autograd import Variable
 from hpctrain.errors import DataError, UsageError
@@ -15,7 +15,7 @@ IDS = np.array([[3, 0, 3], [6, 3, 0]])
 
 
 def look_up(ids):
-    return lambda tape, table: embedding(tape, Variable(ids), table)
+    return lambda tape, table: embedding(tape, Variable(DEVICE.from_host(ids)), table)
 
 
 def test_rows_are_looked_up():
