@@ -46,6 +46,7 @@ with topology(world) as where:
         for times in (0, repeat):
             where.comm.Barrier()
             counts.append(-sent())
+            where.comm.Barrier()  # nobody sends before all have read their counters
             for _ in range(times):
                 array[:] = where.rank + 1
                 program.run()
