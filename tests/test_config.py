@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hpctrain.config import Mlp, Sgd, from_text, resolve
+from hpctrain.config import from_text, resolve
 from hpctrain.errors import UsageError
+from hpctrain.sections import Mlp, Sgd
 
 MINIMAL = '[data]\npath = "d"\n[model]\nname = "mlp"\n'
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hpctrain"
 
 LEVELS = [
-    {"errors", "config", "log"},
+    {"errors", "config", "log", "sections"},
     {"device", "mpi"},
     {"collectives", "autograd", "nn", "data"},
     {"optim", "checkpoint"},
@@ -28,6 +28,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Who may import whom within a level: no cycles.
 BESIDE = {
     ("config", "errors"),
+    ("config", "sections"),
     ("log", "errors"),
     ("nn", "autograd"),
     ("train", "models"),

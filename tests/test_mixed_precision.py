@@ -12,13 +12,14 @@ from training import hpctrain, make_digits, records, run_file, steps
 
 from hpctrain.autograd import Tape, Variable
 from hpctrain.checkpoint import read_tensors
-from hpctrain.config import Convnet, Mlp, resolve
+from hpctrain.config import resolve
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.device.dtypes import FLOATS, wide_dtype
 from hpctrain.errors import DeviceError
 from hpctrain.models import build
 from hpctrain.nn.layout import Layout, Store
 from hpctrain.nn.losses import softmax_cross_entropy
+from hpctrain.sections import Convnet, Mlp
 from hpctrain.train.scaling import PERIOD, START, LossScale, loss_scale_of
 
 EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # largest relative error of a rounding

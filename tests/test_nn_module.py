@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from hpctrain.autograd import Tape, Variable
-from hpctrain.config import Convnet, Mlp
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.errors import UsageError
 from hpctrain.models import build
@@ -13,6 +12,7 @@ from hpctrain.nn.layers import Embedding, LayerNorm, Linear
 from hpctrain.nn.layout import Store
 from hpctrain.nn.losses import softmax_cross_entropy
 from hpctrain.nn.module import Module
+from hpctrain.sections import Convnet, Mlp
 
 DEVICE = CpuDevice()
 

@@ -8,10 +8,10 @@ import pytest
 from training import make_digits
 
 from hpctrain.autograd import Tape, Variable
-from hpctrain.config import DataSection
 from hpctrain.data import Batch, Loader, open_dataset, pack
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.errors import DataError, UsageError
+from hpctrain.sections import DataSection
 from hpctrain.train import progress
 from hpctrain.train.folder import RunFolder
 from hpctrain.train.step import StepResult

@@ -15,8 +15,9 @@ from hpctrain.cli.common import add_run_arguments, begin, resolved
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from hpctrain.config import Resolved, RunConfig
+    from hpctrain.config import Resolved
     from hpctrain.mpi.calls import Log
+    from hpctrain.sections import RunConfig
     from hpctrain.train.watchdog import Watchdog
 
 __all__ = ["add_parser"]

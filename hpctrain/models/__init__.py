@@ -5,10 +5,10 @@ Layer 5, beside train. Knows nothing of data files, ranks and optimizers.
 
 from __future__ import annotations
 
-from hpctrain.config import Convnet, Mlp
 from hpctrain.models.convnet import ConvNet
 from hpctrain.models.mlp import MLP
 from hpctrain.nn.module import Module
+from hpctrain.sections import Convnet, Mlp
 
 __all__ = ["MLP", "ConvNet", "build"]
 

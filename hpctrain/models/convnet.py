@@ -14,12 +14,12 @@ place of strides, as images are small. Layer: models.
 from __future__ import annotations
 
 from hpctrain.autograd import Tape, Variable
-from hpctrain.config import Convnet
 from hpctrain.errors import UsageError
 from hpctrain.nn.layers import BatchNorm, Conv2d, Dropout, Linear, activation
 from hpctrain.nn.module import Module
 from hpctrain.nn.operations import add, reshape
 from hpctrain.nn.pooling import average_pool, max_pool
+from hpctrain.sections import Convnet
 
 __all__ = ["ConvNet"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 
 from hpctrain.autograd import Tape, Variable
-from hpctrain.config import Mlp
 from hpctrain.nn.layers import BatchNorm, Dropout, LayerNorm, Linear, activation
 from hpctrain.nn.module import Module
 from hpctrain.nn.operations import reshape
+from hpctrain.sections import Mlp
 
 __all__ = ["MLP"]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from hpctrain.config import RunConfig
 from hpctrain.errors import UsageError
+from hpctrain.sections import RunConfig
 from hpctrain.train.stop import mark_done
 
 __all__ = ["RunFolder"]

@@ -14,12 +14,12 @@ from typing import Any
 
 from hpctrain import checkpoint
 from hpctrain.checkpoint import Part
-from hpctrain.config import RunConfig
 from hpctrain.data import Batch, Loader
 from hpctrain.device.dtypes import wide_dtype
 from hpctrain.errors import CheckpointError
 from hpctrain.mpi.calls import Log
 from hpctrain.nn.layout import Store
+from hpctrain.sections import RunConfig
 from hpctrain.train.evaluate import Evaluation, evaluate
 from hpctrain.train.folder import RunFolder
 from hpctrain.train.progress import Progress

@@ -17,8 +17,6 @@ import threadpoolctl
 from numpy.typing import NDArray
 
 from hpctrain.autograd import Tape
-from hpctrain.config import AdamW as AdamWConfig
-from hpctrain.config import RunConfig
 from hpctrain.data import Batch, Dataset, Loader, open_dataset
 from hpctrain.device import Device, open_device
 from hpctrain.device.build import lowest_level
@@ -29,6 +27,8 @@ from hpctrain.mpi.topology import Topology, topology
 from hpctrain.nn.layout import Store
 from hpctrain.nn.module import Layouts, Module
 from hpctrain.optim import SGD, AdamW, Rule
+from hpctrain.sections import AdamW as AdamWConfig
+from hpctrain.sections import RunConfig
 from hpctrain.train.task import Task, task_of
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hpctrain.config import RunConfig
 from hpctrain.data import Batch
 from hpctrain.errors import DivergedError
 from hpctrain.nn.layout import Store
 from hpctrain.optim import Schedule
 from hpctrain.parallel.data import DataParallel
+from hpctrain.sections import RunConfig
 from hpctrain.train.scaling import loss_scale_of
 from hpctrain.train.session import Session, rule_of
 

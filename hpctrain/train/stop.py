@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from hpctrain.errors import UsageError
 
 if TYPE_CHECKING:
-    from hpctrain.config import RunConfig
+    from hpctrain.sections import RunConfig
 
 __all__ = [
     "EXIT_RESUBMIT",

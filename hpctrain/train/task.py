@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.autograd import Tape, Variable
-from hpctrain.config import DataSection
 from hpctrain.data import Batch, Dataset
 from hpctrain.device import Device
 from hpctrain.device.dtypes import dtype_named, wide_dtype
 from hpctrain.errors import DataError, UsageError, nearest
 from hpctrain.nn.losses import IGNORE, mean_squared_error, softmax_cross_entropy
+from hpctrain.sections import DataSection
 
 __all__ = ["Task", "task_of"]
 
