@@ -19,8 +19,9 @@
 // Launch     ROWS, any grid and block: work = tiles; filters (winograd_weights_flipped and
 //            _backward); ceil(channels / 32) ceil(filters / 16) (winograd_weights).
 // Cost       v, m and dm are 4 elements per pixel and channel: with the pixels, 20 bytes in float32.
-//            Pixels are read again by neighbouring tiles, from the cache. Weights: 9 read, 16 written,
-//            100 bytes a filter and channel. At most 32 additions a patch and channel.
+//            Pixels are read again by neighbouring tiles, from the cache: a block has neighbours.
+//            Weights: 9 read, 16 written, 100 bytes a filter and channel. At most 32 additions a
+//            patch and channel.
 // Exactness  no sums over lanes: the same bits for every launch shape and split. Of the method in
 //            float, against a sum of products: rms error 0.9 times with 32 channels, 1.25 with 128.
 // Source     Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv 1509.09308.
@@ -29,6 +30,19 @@
 #include "channels.h"
 
 #define FILTERS 16  // filters of a warp in winograd_weights: a cache line of u
+
+// FOR_ROWS with neighbouring tiles in a block: their patches overlap by half, and a block that has
+// whole lines of tiles reads most pixels once.
+#if defined(HPCTRAIN_HOST)
+#define FOR_NEIGHBOURS(tile, tiles) FOR_ROWS(tile, tiles)
+#else
+#define FOR_NEIGHBOURS(tile, tiles)                                            \
+    for (int64 tile##_share = ((tiles) + gridDim.x - 1) / gridDim.x,           \
+               tile##_first = blockIdx.x * tile##_share,                       \
+               tile##_stop = lower(tile##_first + tile##_share, tiles),        \
+               tile = tile##_first + threadIdx.x / LANES;                      \
+         tile < tile##_stop; tile += blockDim.x / LANES)
+#endif
 
 // A 2 x 2 tile of the output of one image.
 struct Place {
@@ -201,7 +215,7 @@ ROWS_KERNEL winograd_input(const real* __restrict__ x, real* __restrict__ v, int
                            int64 tiles, int64 height, int64 width, int64 channels, int64 tiles_h,
                            int64 tiles_w, int64 pad_h, int64 pad_w)
 {
-    FOR_ROWS(tile, tiles) {
+    FOR_NEIGHBOURS(tile, tiles) {
         const Place at(first + tile, tiles_h, tiles_w);
         input_tile(x + at.image * height * width * channels, v + tile * channels, at.h - pad_h,
                    at.w - pad_w, height, width, channels, tiles * channels);

@@ -5,7 +5,7 @@ from mpi4py import MPI
 
 import hpctrain
 
-comm = hpctrain.Communicator(MPI.COMM_WORLD)
+comm = hpctrain.Communicator(MPI.COMM_WORLD, device="cpu")  # the gradients below are NumPy's
 rng = np.random.default_rng(0)  # the same data everywhere; each rank works on its share
 x = rng.standard_normal((6000, 8))
 y = x @ np.arange(8.0) + 3 + 0.1 * rng.standard_normal(6000)

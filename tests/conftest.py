@@ -33,6 +33,7 @@ mpi4py.rc.initialize = bool(SIZE)
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--each-rank", action="store_true", help="on ranks, run unmarked tests too")
 
 
 def pytest_configure(config):
@@ -54,9 +55,10 @@ def comm():
     return MPI.COMM_WORLD
 
 
-def pytest_ignore_collect(collection_path):
+def pytest_ignore_collect(collection_path, config):
     """On ranks, files without tests for ranks are not even imported."""
-    if SIZE and collection_path.is_file() and collection_path.suffix == ".py":
+    every_file = not SIZE or config.option.each_rank
+    if not every_file and collection_path.is_file() and collection_path.suffix == ".py":
         return not has_tests_for_ranks(collection_path) or None
     return None
 
@@ -65,6 +67,7 @@ def pytest_collection_modifyitems(config, items):
     def chosen(item):
         mark = item.get_closest_marker("ranks")
         here = SIZE in mark.args if mark and SIZE else not (mark or SIZE)
+        here |= config.option.each_rank and not mark
         return here and (config.option.slow or not item.get_closest_marker("slow"))
 
     config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])

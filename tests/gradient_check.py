@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
+from tested_device import DEVICE, get, put, variable
 
-from hpctrain.autograd import Tape, Variable
-from hpctrain.device import open_device
+from hpctrain.autograd import Tape
 from hpctrain.nn.losses import mean_squared_error
 
-DEVICE = open_device(os.environ.get("HPCTRAIN_RUN_DEVICE", "cpu"))
 STEP = 1e-6
 ELEMENTS = 40  # of each input that are moved
 
 
 def new_tape(**options):
-    """A tape on the device of the tests: the CPU, or what $HPCTRAIN_RUN_DEVICE says."""
+    """A tape on the device of the tests."""
     return Tape(DEVICE, **options)
 
 
@@ -26,23 +23,16 @@ def gradients(operation, values, tape=new_tape, wanted=None, seed=0):
     `wanted`: which inputs need a gradient; the others' is None. Places hold NaN beforehand.
     """
     wanted = [True] * len(values) if wanted is None else wanted
-    variables = [
-        Variable(
-            DEVICE.from_host(value),
-            need,
-            DEVICE.from_host(np.full_like(value, np.nan)) if need else None,
-        )
-        for value, need in zip(values, wanted, strict=True)
-    ]
+    variables = [variable(value, need) for value, need in zip(values, wanted, strict=True)]
     record = tape()
     y = operation(record, *variables)
     target = np.random.default_rng(seed).standard_normal(y.shape).astype(y.value.dtype)
-    loss = mean_squared_error(record, y, DEVICE.from_host(target))
+    loss = mean_squared_error(record, y, put(target))
     if any(wanted):
         record.backward(loss)
     record.finish([variable for variable in variables if variable.needs_grad])
-    places = [None if v.place is None else DEVICE.to_host(v.place) for v in variables]
-    return DEVICE.to_host(y.value), float(DEVICE.to_host(loss.value).sum()), places
+    places = [None if v.place is None else get(v.place) for v in variables]
+    return get(y.value), float(get(loss.value).sum()), places
 
 
 def check_gradients(operation, *values, tape=new_tape, wanted=None, rtol=1e-6):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference_images as reference
-from gradient_check import DEVICE, check_gradients, gradients, new_tape
+from gradient_check import check_gradients, gradients, new_tape
+from tested_device import DEVICE, variable
 
 from hpctrain.errors import UsageError
 from hpctrain.nn.batch_norm import batch_norm
+from hpctrain.nn.losses import mean_squared_error
 from hpctrain.nn.module import Statistic
 
 GROUPS = np.array([0, 2, 3, 3, 7])
@@ -177,12 +179,7 @@ def test_whole_step_is_one_batch_whoever_holds_it(comm):
 
 def step(values, pair, target, all_reduce):
     """y and gradients of this rank's part of a step."""
-    from gradient_check import Variable, mean_squared_error
-
-    variables = [
-        Variable(DEVICE.from_host(v), True, DEVICE.from_host(np.full_like(v, np.nan)))
-        for v in values
-    ]
+    variables = [variable(value, needs_grad=True) for value in values]
     tape = new_tape(all_reduce=all_reduce)
     y = operation(True, True, pair)(tape, *variables)
     tape.backward(mean_squared_error(tape, y, DEVICE.from_host(target)))

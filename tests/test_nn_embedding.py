@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gradient_check import DEVICE, check_gradients, gradients
+from gradient_check import check_gradients, gradients
+from tested_device import DEVICE
 
 from hpctrain.autograd import Variable
 from hpctrain.errors import DataError, UsageError

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 from gradient_check import check_gradients, gradients
+from tested_device import DEVICE, get, put, variable
 
-from hpctrain.autograd import Tape, Variable
-from hpctrain.device.cpu import CpuDevice
+from hpctrain.autograd import Tape
 from hpctrain.errors import UsageError
 from hpctrain.nn.losses import IGNORE, mean_squared_error, softmax_cross_entropy
 from hpctrain.nn.operations import add, gelu, layer_norm, linear, relu, reshape, sum_rows
-
-DEVICE = CpuDevice()
 
 
 def normal(*shape):
@@ -50,19 +48,20 @@ def test_layer_norm_value():
 @pytest.mark.parametrize("rows", [0, 1, 255, 256, 257, 1000])
 def test_sum_rows(rows):
     x = np.random.default_rng().integers(-9, 9, (rows, 45)).astype("float32")
-    out = np.full(45, np.nan, "float32")
-    sum_rows(DEVICE, x, out)
-    np.testing.assert_array_equal(out, x.sum(0))
+    out = put(np.full(45, np.nan, "float32"))
+    sum_rows(DEVICE, put(x), out)
+    np.testing.assert_array_equal(get(out), x.sum(0))
 
 
 def cross_entropy(logits, labels, weights):
     """Loss and gradient by softmax_cross_entropy, and the total loss as a function of logits."""
     tape = Tape(DEVICE)
-    variable = Variable(logits, True, np.empty_like(logits))
-    loss, correct = softmax_cross_entropy(tape, variable, labels, weights)
+    x = variable(logits, needs_grad=True)
+    weights = None if weights is None else put(weights)
+    loss, correct = softmax_cross_entropy(tape, x, put(labels), weights)
     tape.backward(loss)
-    tape.finish([variable])
-    return loss.value, correct, variable.place
+    tape.finish([x])
+    return get(loss.value), get(correct), get(x.place)
 
 
 def test_softmax_cross_entropy_by_finite_differences():
@@ -96,22 +95,22 @@ def test_softmax_cross_entropy_of_huge_logits_is_finite():
 def test_mean_squared_error_with_weights():
     x, target, weights = normal(4, 3), np.ones((4, 3)), np.array([0, 1, 2, 0.5])
     tape = Tape(DEVICE)
-    variable = Variable(x, True, np.empty_like(x))
-    loss = mean_squared_error(tape, variable, target, weights)
+    moved = variable(x, needs_grad=True)
+    loss = mean_squared_error(tape, moved, put(target), put(weights))
     tape.backward(loss)
-    np.testing.assert_allclose(loss.value, weights * ((x - 1) ** 2).mean(1))
-    np.testing.assert_allclose(variable.place, weights[:, None] * 2 * (x - 1) / 3)
+    np.testing.assert_allclose(get(loss.value), weights * ((x - 1) ** 2).mean(1))
+    np.testing.assert_allclose(get(moved.place), weights[:, None] * 2 * (x - 1) / 3)
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (lambda t: linear(t, Variable(normal(2, 3)), Variable(normal(4, 5))), "3 features"),
-        (lambda t: add(t, Variable(normal(2)), Variable(normal(3))), "shapes differ"),
-        (lambda t: reshape(t, Variable(normal(4)), (3,)), "does not hold"),
-        (lambda t: mean_squared_error(t, Variable(normal(2, 2)), normal(2)), "the target"),
+        (lambda t: linear(t, variable(normal(2, 3)), variable(normal(4, 5))), "3 features"),
+        (lambda t: add(t, variable(normal(2)), variable(normal(3))), "shapes differ"),
+        (lambda t: reshape(t, variable(normal(4)), (3,)), "does not hold"),
+        (lambda t: mean_squared_error(t, variable(normal(2, 2)), normal(2)), "the target"),
         (
-            lambda t: softmax_cross_entropy(t, Variable(normal(2, 2)), np.zeros(3, np.int64)),
+            lambda t: softmax_cross_entropy(t, variable(normal(2, 2)), np.zeros(3, np.int64)),
             "2 rows but 3 labels",
         ),
     ],

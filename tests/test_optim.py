@@ -4,12 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from tested_device import DEVICE, get, put
 
-from hpctrain.device.cpu import CpuDevice
 from hpctrain.errors import UsageError
 from hpctrain.optim import SGD, AdamW, Range, Schedule, square_sum
-
-DEVICE = CpuDevice()
 
 
 def run(rule, steps=5, decay=True, dtype="float64", n=1000):
@@ -17,12 +15,13 @@ def run(rule, steps=5, decay=True, dtype="float64", n=1000):
     rng = np.random.default_rng()
     p = rng.standard_normal(n).astype(dtype)
     gradients = rng.standard_normal((steps, n)).astype(dtype)
-    states = {name: np.zeros(n, dtype) for name in rule.states}
+    states = {name: DEVICE.zeros(n, dtype) for name in rule.states}
     expected = EQUATIONS[type(rule)](rule, p.copy(), gradients * 0.5, decay)
+    p = put(p)
     for step, g in enumerate(gradients):
-        part = Range(p, g, states, decay)
+        part = Range(p, put(g), states, decay)
         rule.update(DEVICE, part, step=step, lr=rule.lr, scale=0.5)
-    return p, expected
+    return get(p), expected
 
 
 def sgd(rule, p, gradients, decay):
@@ -69,7 +68,7 @@ def test_rules_follow_their_equations(rule, decay):
 @pytest.mark.parametrize("n", [0, 1, 4095, 4096, 100_001])
 def test_square_sum(n):
     x = np.random.default_rng().integers(-3, 4, n).astype("float32")
-    assert square_sum(DEVICE, x) == (x.astype(int) ** 2).sum()
+    assert square_sum(DEVICE, put(x)) == (x.astype(int) ** 2).sum()
 
 
 def test_schedules():

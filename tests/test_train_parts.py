@@ -5,19 +5,17 @@ import json
 
 import numpy as np
 import pytest
+from tested_device import DEVICE, get, variable
 from training import make_digits
 
-from hpctrain.autograd import Tape, Variable
+from hpctrain.autograd import Tape
 from hpctrain.data import Batch, Loader, open_dataset, pack
-from hpctrain.device.cpu import CpuDevice
 from hpctrain.errors import DataError, UsageError
 from hpctrain.sections import DataSection
 from hpctrain.train import progress
 from hpctrain.train.folder import RunFolder
 from hpctrain.train.step import StepResult
 from hpctrain.train.task import task_of
-
-DEVICE = CpuDevice()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def test_images_are_normalized_by_the_train_split(digits):
     task = task_of(DataSection(path="x"), digits, "float64")
     assert (task.outputs, task.sample_shape, task.classes) == (10, (8, 8), True)
     everything = batch_of(digits, task, digits.splits["train"])
-    x = task.inputs(DEVICE, everything).value
+    x = get(task.inputs(DEVICE, everything).value)
     assert abs(x.mean()) < 1e-12
     assert abs(x.std() - 1) < 1e-12
 
@@ -51,10 +49,10 @@ def test_columns_of_a_table_are_normalized_one_by_one(tmp_path):
     task = task_of(DataSection(path="x", input="x", label="y"), dataset, "float64")
     assert not task.classes
     batch = batch_of(dataset, task, 500)
-    found = task.inputs(DEVICE, batch).value
+    found = get(task.inputs(DEVICE, batch).value)
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(found.std(0), [1, 1, 0], atol=1e-9)
-    losses, sums = task.loss(Tape(DEVICE), Variable(np.zeros((500, 1))), batch)
+    losses, sums = task.loss(Tape(DEVICE), variable(np.zeros((500, 1))), batch)
     np.testing.assert_allclose(sums.loss, (batch.fields["y"] ** 2).sum())
 
 
@@ -64,7 +62,7 @@ def test_missing_numbers_count_as_the_mean(tmp_path):
     dataset = open_dataset(tmp_path / "d")
     task = task_of(DataSection(path="x", input="x"), dataset, "float32")
     batch = batch_of(dataset, task, 2)
-    found = task.inputs(DEVICE, batch).value
+    found = get(task.inputs(DEVICE, batch).value)
     assert sorted(found.ravel().tolist()) == [-1, 0, 0, 1]
 
 
@@ -79,12 +77,12 @@ def test_labels_weights_and_their_sums(tmp_path):
     pack(fields, tmp_path / "d", roles={"w": "weight"})
     section = DataSection(path="x", weight="w", normalize="none")
     task = task_of(section, open_dataset(tmp_path / "d"), "float32")
-    _, sums = task.loss(Tape(DEVICE), Variable(np.zeros((4, 3), np.float32)), batch)
+    _, sums = task.loss(Tape(DEVICE), variable(np.zeros((4, 3), np.float32)), batch)
     assert sums.weight == 3.5  # the ignored sample's weight does not count
     np.testing.assert_allclose(sums.loss, 3.5 * np.log(3), rtol=1e-6)
     labels[3] = 3
     with pytest.raises(DataError, match="'label' of sample 3 is 3; classes are 0 to 2"):
-        task.loss(Tape(DEVICE), Variable(np.zeros((4, 3), np.float32)), batch)
+        task.loss(Tape(DEVICE), variable(np.zeros((4, 3), np.float32)), batch)
 
 
 def test_a_field_that_is_not_there(digits):

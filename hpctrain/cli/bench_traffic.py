@@ -41,6 +41,7 @@ _AGAIN = "reads its rows again, from the cache"
 _SKIPPED = "lanes that skip a read: counted as requests of their own"
 _TRANSPOSED = "transposes the weights: lanes are a row apart"
 _WINDOWS = "windows overlap: the same pixels again, from the cache"
+_FEW = "few bytes: whole sectors, and again from the cache"
 _SHARED = "a value that the lanes share is a request for each use"
 # By kernel: the most that it may move and ask for, as multiples of the fewest bytes, and why.
 REASONS: dict[str, tuple[float, float, str]] = {
@@ -59,9 +60,20 @@ REASONS: dict[str, tuple[float, float, str]] = {
     "mean_squared_error": (1.1, 1.8, "loss, then gradient: " + _AGAIN),
     "max_pool_backward": (1.1, 2.2, _SKIPPED),
     "average_pool_backward": (1.1, 1.8, _WINDOWS),
+    "select_histogram": (1.1, 4.5, "counts runs of equal digits, by atomics in the cache"),
+    "select_digit": (1.1, 4.6, "one lane looks at all bins, then all lanes clear them"),
+    "select_loosen": (2.1, 3.1, _FEW),
+    "select_pack": (1.2, 3.1, "looks at each element's key, then takes it, from the cache"),
+    "select_scan": (1.4, 3.8, _FEW),
+    "topk_counts": (3.4, 5.8, _FEW),
+    "topk_starts": (3.3, 4.9, _FEW),
+    "int8_encode": (1.1, 2.0, "largest number, then all: " + _AGAIN),
+    "sign_encode": (1.1, 9.0, "lanes read eight numbers each, side by side"),
+    "sign_add": (1.1, 1.3, _SHARED),
+    "orthonormalize": (1.1, 9.1, "each column along each before it, from the cache"),
     "softmax_cross_entropy": (1.1, 2.7, "maximum, sum, then gradient: " + _AGAIN),
     "winograd_weights": (1.1, 5.6, _TRANSPOSED),
-    "winograd_input": (1.2, 1.6, "patches overlap by two pixels; also those of other blocks"),
+    "winograd_input": (1.1, 1.6, "patches overlap: the same pixels again, from the cache"),
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hpctrain.device.products import rounded
+from hpctrain.device.products import Tiled, rounded
 from hpctrain.device.sim import array as arrays
 from hpctrain.device.sim import streams
 from hpctrain.device.sim.kernels import RawModule
@@ -218,13 +218,17 @@ class Runtime:
 
 
 def _multiply(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], precision: str) -> None:
-    """out = a @ b; of 16-bit numbers with float32 sums, as cuBLAS does it."""
-    a, b = rounded(a, precision), rounded(b, precision)
-    if out.dtype.itemsize == 2:
-        with np.errstate(all="ignore"):  # as cuBLAS overflows
-            out[...] = np.matmul(a.astype(np.float32), b.astype(np.float32))
-    else:
+    """out = a @ b; of 16-bit numbers with float32 sums, as cuBLAS does it, overflowing alike."""
+    if out.dtype.itemsize > 2 and (precision == "float32" or out.dtype != np.float32):
         np.matmul(a, b, out=out)
+        return
+
+    def widen(x: NDArray[Any]) -> NDArray[Any]:
+        return rounded(x, precision) if x.dtype == np.float32 else x.astype(np.float32)
+
+    Tiled(widen, lambda wide, place: np.copyto(place, wide, casting="unsafe"), np.empty).product(
+        a, b, out
+    )
 
 
 @functools.cache
