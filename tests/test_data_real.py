@@ -1,4 +1,4 @@
-"""Real data sets, packed as the head of their run files says, verified, loaded.
+"""Real data sets, packed as the head of their run files says, verified, loaded, trained on.
 
 Nothing is downloaded: a set is skipped where its files are not found. They are looked for below
 HPCTRAIN_REAL_DATA (packages unpacked there) and where the packages install them.
@@ -6,13 +6,17 @@ HPCTRAIN_REAL_DATA (packages unpacked there) and where the packages install them
 
 from __future__ import annotations
 
+import json
 import os
 import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ROOT
 from test_data_cli import run  # noqa: F401  (a fixture)
+from training import hpctrain
+from training import steps as losses_of
 
 from hpctrain.data import Loader, Patches, Windows, open_dataset
 
@@ -36,6 +40,32 @@ def sound(run, folder):  # noqa: F811
     return open_dataset(folder)
 
 
+def trained(name, data, folder, steps, *settings):
+    """Losses of a run file's first steps on two ranks, and its evaluation."""
+    values = {"data.path": data, "run.folder": folder / "run", "run.steps": steps}
+    words = [f"{key}={value}" for key, value in values.items()] + list(settings)
+    options = [word for setting in words for word in ("--set", setting)]
+    done = hpctrain(2, "train", ROOT / "jobs/runs" / f"{name}.toml", *options, timeout=280)
+    assert done.returncode == 0, done.stdout
+    status = json.loads((folder / "run/STATUS.json").read_text(encoding="utf-8"))
+    losses = losses_of(folder / "run")
+    assert len(losses) == steps and np.mean(losses[-5:]) < np.mean(losses[:5])
+    return status["evaluation"]
+
+
+def test_fashion_mnist(run, tmp_path):  # noqa: F811
+    first = found("usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+    sources = [
+        f"{split}:{field}={first.with_name(f'{file}-{kind}-ubyte.gz')}"
+        for split, file in (("train", "train"), ("test", "t10k"))
+        for field, kind in (("image", "images-idx3"), ("label", "labels-idx1"))
+    ]
+    assert run("pack", *sources, "--out", tmp_path / "set")[0] == 0
+    dataset = sound(run, tmp_path / "set")
+    assert dataset.splits == {"train": 60_000, "test": 10_000} and dataset.classes == 10
+    trained("fashion-mnist", tmp_path / "set", tmp_path, 20, "data.test=")
+
+
 def test_sba_loans(run, tmp_path):  # noqa: F811
     table = found("train.csv", "gbc_model/datasets/train.csv", "sba/gbc_model/datasets/train.csv")
     out = tmp_path / "set"
@@ -55,6 +85,7 @@ def test_sba_loans(run, tmp_path):  # noqa: F811
     loader = Loader(dataset, "train", 4096, order="balanced-v1", fields=["MIS_Status"])
     rate = next(iter(loader.epoch(0))).fields["MIS_Status"].mean()
     assert abs(rate - 0.5) < 0.04
+    assert trained("sba-loans", out, tmp_path, 60)["accuracy"] > 0.8
 
 
 def test_rrna_genes(run, tmp_path):  # noqa: F811
@@ -71,6 +102,7 @@ def test_rrna_genes(run, tmp_path):  # noqa: F811
     genera = sound(run, tmp_path / "genera")
     assert genera.classes > 100 and genera.fields["kmers"].shape == (256,)
     assert "Bacillus" in genera.fields["label"].vocab
+    trained("rrna-genes", tmp_path / "genera", tmp_path, 60, "data.test=")
 
 
 def test_standard_library_as_text(run, tmp_path):  # noqa: F811
@@ -89,13 +121,15 @@ def test_standard_library_as_text(run, tmp_path):  # noqa: F811
     total = sum(shard.values["text"] for shard in dataset.split("train").shards)
     assert 0 <= total - len(seen) < 2 * 128 * len(dataset.split("train").shards)
     assert (seen < 128).mean() > 0.99 and (seen == ord(" ")).mean() > 0.1
+    evaluation = trained("standard-library", out, tmp_path, 60, "data.node_cache_mib=1")
+    assert evaluation["loss"] < 3.5 and evaluation["accuracy"] > 0.2  # of 256 bytes; spaces: 0.2
 
 
 def test_brain_with_its_atlas(run, tmp_path):  # noqa: F811
     head = found(f"{BRAIN}/ch2.nii.gz", f"deb/{BRAIN}/ch2.nii.gz")
     out = tmp_path / "set"
     sources = [f"t1={head}", f"atlas={head.with_name('aal.nii.gz')}"]
-    assert run("pack", *sources, "--out", out)[0] == 0
+    assert run("pack", *sources, "--out", out, "--label", "atlas")[0] == 0
     dataset = sound(run, out)
     assert dataset.fields["t1"].shape == dataset.fields["atlas"].shape == (181, 217, 181)
     assert dataset.fields["atlas"].stats.max == 116
@@ -111,3 +145,4 @@ def test_brain_with_its_atlas(run, tmp_path):  # noqa: F811
             np.testing.assert_array_equal(patch, t1[box])
             np.testing.assert_array_equal(regions, atlas[box])
     assert loader.samples == 6 * 7 * 6
+    trained("brain", out, tmp_path, 40)

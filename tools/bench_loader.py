@@ -34,6 +34,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from hpctrain.data import Dataset, Loader, open_dataset, pack  # noqa: E402
+from hpctrain.data.bounds import IN_FLIGHT, together  # noqa: E402
 from hpctrain.data.order import BlockWindowOrder  # noqa: E402
 from hpctrain.data.sources import read_source  # noqa: E402
 
@@ -179,9 +180,11 @@ def resident() -> int:
 
 
 def memory_bound(dataset: Dataset, args: argparse.Namespace) -> int:
-    """Bytes for two windows of blocks, and the batches that are under way."""
+    """Bytes for two windows of blocks, one being read, and the batches that are under way."""
     sizes = [np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) for f in dataset.fields.values()]
-    return sum(sizes) * ((2 * args.window + 1) * dataset.manifest.block_samples + 4 * args.batch)
+    batch = sum(sizes) * args.batch
+    blocks = (2 * args.window + 1) * dataset.manifest.block_samples
+    return sum(sizes) * blocks + IN_FLIGHT * together(batch) * batch
 
 
 def torch_rate(dataset: Dataset, args: argparse.Namespace, processes: int) -> float:

@@ -6,6 +6,7 @@ Layer: cli. Imports NumPy and h5py only when a command runs, so that `--help` is
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from hpctrain.cli.data_pack import brief, counted, shape_text
 
 if TYPE_CHECKING:
     from hpctrain.data.dataset import Dataset
-    from hpctrain.data.manifest import Field
+    from hpctrain.data.manifest import Field, Shard
 
 __all__ = ["add_parser"]
 
@@ -35,6 +36,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "the ranks share the work.",
     )
     verify.add_argument("directory", type=Path, metavar="DIR")
+    verify.add_argument(
+        "--notes",
+        type=Path,
+        metavar="FILE",
+        help="note the sound shards in FILE.<rank>, and leave out those that are noted there: goes "
+        "on with a check that was cut short; removed when all is sound",
+    )
     verify.set_defaults(run=run_verify)
     data_show.add_parsers(commands)
 
@@ -58,12 +66,27 @@ def run_info(args: argparse.Namespace) -> int:
             print(f"{name}: columns {brief([c.name for c in field.columns])}")
     print()
     _table(["split", "samples", "shards", "blocks", "MB", "classes"], _split_rows(dataset))
+    _print_sizes([s for split in manifest.splits.values() for s in split.shards])
     print(f"\nblocks of {manifest.block_samples} samples; packed by {manifest.provenance.packer}")
     for source in manifest.provenance.sources:
         print(f"from {source.name}, {source.bytes} bytes, sha256 {source.sha256[:16]}...")
     if manifest.provenance.licence:
         print(f"licence: {manifest.provenance.licence}")
     return 0
+
+
+def _print_sizes(shards: list[Shard]) -> None:
+    """A histogram of the shards' sizes, in powers of two of MB."""
+    counts: dict[int, int] = {}
+    for shard in shards:
+        power = max(0, math.ceil(math.log2(max(shard.bytes / 1e6, 1))))
+        counts[power] = counts.get(power, 0) + 1
+    print("\nshards by size:")
+    most = max(counts.values(), default=1)
+    for power in range(min(counts, default=0), max(counts, default=-1) + 1):
+        count = counts.get(power, 0)
+        bar = "#" * -(-40 * count // most)
+        print(f"  up to {2**power:6,} MB {count:7,}  {bar}".rstrip())
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -73,7 +96,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
     comm = data_pack.launched()
     first, found = comm is None or comm.rank == 0, 0
-    for problem in verify(args.directory, comm):
+    for problem in verify(args.directory, comm, args.notes):
         found += 1
         if first:
             print(problem, flush=True)

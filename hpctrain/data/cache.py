@@ -50,24 +50,20 @@ class BlockCache:
         self._missing = len(starts) - 1
         self._lock = threading.Lock()
 
-    def gather(self, ids: NDArray[np.int64]) -> Arrays:
-        """Copies of the samples `ids`, in that order: name -> C-contiguous (len(ids), *shape)."""
-        out = {
-            name: np.empty((len(ids), *memory.shape[1:]), memory.dtype)
-            for name, memory in self._memory.items()
-        }
+    def gather(self, ids: NDArray[np.int64], out: Arrays) -> None:
+        """Copy the samples `ids`, in that order, into out[name]: C-contiguous, (n, *shape)."""
         blocks = np.searchsorted(self._starts, ids, side="right") - 1
         with self._lock:
             if not self._missing:
                 self._copy(ids, blocks, out)
-                return out
+                return
             held = self._slot_of[blocks]
             misses = int(np.count_nonzero(held < 0))
             if not misses:
                 self._clock += 1
                 self._used[held] = self._clock
                 self._copy(ids, blocks, out)
-                return out
+                return
             self.misses += misses
             wanted = np.unique(blocks)
             slots = len(self._block_in)
@@ -79,7 +75,6 @@ class BlockCache:
                 else:
                     where = np.flatnonzero((blocks >= some[0]) & (blocks <= some[-1]))
                     self._scatter(ids[where], blocks[where], where, out)
-        return out
 
     def preload(self, blocks: NDArray[np.int64]) -> None:
         """Bring blocks in before they are asked for; at most as many as there are slots."""

@@ -5,7 +5,7 @@ Layer: data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 __all__ = ["Figures"]
 
@@ -21,6 +21,11 @@ class Figures:
     bytes_read: int = 0  # decoded, from disk
     read_seconds: float = 0.0  # reading and decoding, in the loader's thread
     wait_seconds: float = 0.0  # of the loop that uses the batches
+
+    def since(self, before: Figures) -> Figures:
+        """What was done after `before`, which is a copy (`dataclasses.replace`) from then."""
+        names = [field.name for field in fields(self)]
+        return Figures(**{name: getattr(self, name) - getattr(before, name) for name in names})
 
     @property
     def hit_rate(self) -> float:

@@ -13,62 +13,38 @@ Notation: N samples in the split, G per global batch, m per microbatch, P ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from queue import SimpleQueue
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpctrain.data.batches import Batch, Batches, Memory, Part, Share
+from hpctrain.data.bounds import DEPTH, Bounds, bounds_of, sample_bytes, together
 from hpctrain.data.cache import BlockCache
 from hpctrain.data.dataset import Dataset, ShardFiles
 from hpctrain.data.figures import Figures
-from hpctrain.data.microbatches import assign, batch_bounds, cut, steps
+from hpctrain.data.microbatches import steps
 from hpctrain.data.node_cache import NodeCache, open_node_cache
-from hpctrain.data.order import SEQUENTIAL, BlockWindowOrder, Window
-from hpctrain.data.prefetch import Prefetch
-from hpctrain.data.sampling import AnyOrder, Orders
+from hpctrain.data.node_windows import NodeWindows
+from hpctrain.data.order import BLOCKWIN, SEQUENTIAL, BlockWindowOrder, Window
+from hpctrain.data.readers import OwnReader, Reader, SharedReader
+from hpctrain.data.sampling import Orders
+from hpctrain.data.state import State, go_on
 from hpctrain.data.transforms import Transform
 from hpctrain.data.views import Patches, Windows, open_view
-from hpctrain.errors import DataError, UsageError
+from hpctrain.errors import UsageError
 
 if TYPE_CHECKING:
     from hpctrain.mpi.topology import Topology
 
 __all__ = ["Batch", "Loader", "State"]
 
-DEPTH = 2  # batches prepared ahead
-IN_FLIGHT = DEPTH + 2  # and the one being made, and the one in use
 OPEN_SHARDS = 8
-COMPARED = ("dataset_id", "split", "view", "order", "seed", "window")
-
-
-class State(TypedDict):
-    """Where in the data a run is; plain JSON."""
-
-    dataset_id: str
-    split: str
-    view: str
-    order: str
-    seed: int
-    window: Window
-    epoch: int
-    position: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of one global batch. The consumer owns the arrays."""
-
-    step: int  # number of the step within the epoch
-    position: int  # the global batch is [position, position + global_samples) of the epoch
-    fields: dict[str, NDArray[Any]]  # name -> C-contiguous (n, *shape), n = samples of this rank
-    samples: NDArray[np.int64]  # (n,): ids of the samples within the split
-    groups: NDArray[np.int64]  # (microbatches + 1,): offsets of the microbatches within the n
-    global_samples: int  # samples of all ranks together
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
 
 class Loader:
@@ -90,9 +66,15 @@ class Loader:
         view: what a sample is: None (a row), `Windows` of text or `Patches` of volumes.
         transform: random changes keyed by (seed, epoch, sample), see `hpctrain.data.transforms`.
         max_bytes: bound on this rank's decoded blocks and batches, checked here.
-        node: keep the decoded split once per node, in memory that its ranks share; each reads its
-            part now. Then creating the loader is collective over `node.comm`. Where the memory is
-            short, every rank keeps blocks of its own, with one warning.
+        node: decode blocks once per node, into memory that its ranks share: all of the split now,
+            or where that is too large (or a sample differs from epoch to epoch) one or two windows
+            of the order at a time. Then creating the loader is collective over `node.comm`, all
+            ranks begin the same epochs and take the same steps, and a new epoch ends the one
+            before. Where there is too little memory for a window, or the order has none, every
+            rank keeps blocks of its own, with one warning.
+        node_bytes: bound on that memory, per node; None: what the node has.
+        staging: allocates the memory of batches, such as a device's page-locked `staging`; called
+            by the threads that make and use the iterator of an epoch, not by the loader's own.
 
     Raises `UsageError` for arguments that break a rule, `DataError` for what the data set lacks.
     Reading errors are `DataError`s raised by `next`.
@@ -115,6 +97,8 @@ class Loader:
         view: Windows | Patches | None = None,
         transform: Transform | None = None,
         node: Topology | None = None,
+        node_bytes: int | None = None,
+        staging: Callable[[int], NDArray[Any]] | None = None,
     ) -> None:
         self.dataset, self.split = dataset, split
         self.batch_size, self.microbatch = batch_size, microbatch or batch_size
@@ -126,15 +110,17 @@ class Loader:
         self.samples = int(self._view.starts[-1])
         self._orders = Orders(dataset, split, order, self._view.starts, self.seed, window, weights)
         self.order, self._sequential = self._orders.name, order == SEQUENTIAL
-        self._transform = transform
+        self._transform, self._staging = transform, staging
+        self._share = Share(self.batch_size, self.microbatch, rank, size)
         self._files = ShardFiles(dataset, split, OPEN_SHARDS)
         self.figures = Figures()
-        self._cache: BlockCache | NodeCache | None = None
+        self._cache: BlockCache | NodeCache | NodeWindows | None = None
         if node is not None:
-            self._cache = self._shared(node)
-        self._room = 0 if isinstance(self._cache, NodeCache) else self._slots(max_bytes)
+            self._cache = self._shared(node, node_bytes)
+        self._bounds = self._bound(max_bytes)
         if self._cache is None and not self._view.varies:
             self._cache = self._new_cache(0)
+        self._newest: weakref.ref[Batches] | None = None
 
     @property
     def steps(self) -> int:
@@ -146,9 +132,7 @@ class Loader:
         """Blocks read from disk so far; each holds up to `manifest.block_samples` samples."""
         return self.figures.blocks_read
 
-    def epoch(
-        self, epoch: int, start_step: int = 0, *, position: int | None = None
-    ) -> Prefetch[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0, *, position: int | None = None) -> Batches:
         """This rank's batches of an epoch, from step `start_step` on, prepared by a thread.
 
         `position` is where the first of these batches begins, by default start_step * G; it is
@@ -158,7 +142,26 @@ class Loader:
         first = start_step * self.batch_size if position is None else position
         if start_step < 0 or first < 0:
             raise UsageError(f"start_step {start_step} and position {first} must not be negative")
-        return Prefetch(self._batches(epoch, start_step, first), DEPTH, self._waited)
+        number = 0
+        if isinstance(self._cache, NodeWindows):
+            before = None if self._newest is None else self._newest()
+            if before is not None:
+                before.close()
+            number = self._cache.begin()
+        batches = Batches(
+            lambda memories, closed: self._groups(
+                epoch,
+                start_step,
+                first,
+                memories,
+                lambda: self._reader(epoch, first, number, closed),
+            ),
+            DEPTH,
+            None if self._staging is None else self._memory,
+            self._waited,
+        )
+        self._newest = weakref.ref(batches)
+        return batches
 
     def state(self, epoch: int, step: int = 0, *, position: int | None = None) -> State:
         """The state after `step` steps of an epoch have been used by the optimizer.
@@ -183,67 +186,68 @@ class Loader:
         """(epoch, position) to go on from. The end of an epoch is the begin of the next.
 
         The number of ranks and the batch size may have changed since. Raises `DataError` naming
-        what differs if the data set, split, order, seed or window has.
+        what differs if the data set, split, view, order, seed or window has.
         """
-        mine: dict[str, Any] = dict(self.state(0))
-        other: dict[str, Any] = {"view": "rows", **state}  # as it was before there were others
-        lacking = sorted(mine.keys() - other.keys())
-        if lacking:
-            raise DataError(f"the saved state of the data has no {', '.join(lacking)}")
-        differ = [name for name in COMPARED if mine[name] != other[name]]
-        if differ:
-            what = "; ".join(f"{name} was {other[name]}, is {mine[name]}" for name in differ)
-            raise DataError(
-                f"cannot go on in mid-epoch with other data: {what}; "
-                f"restore what it was, or start a new run"
-            )
-        epoch, position = int(other["epoch"]), int(other["position"])
-        if not 0 <= position <= self.samples or epoch < 0:
-            raise DataError(
-                f"the saved state of the data is at epoch {epoch}, position {position}; "
-                f"split {self.split!r} has {self.samples} samples"
-            )
-        return (epoch + 1, 0) if position == self.samples else (epoch, position)
+        return go_on(self.state(0), state, self.samples)
 
     def close(self) -> None:
         """Close the shards that are open. They are opened again when needed."""
         self._files.close()
 
-    def _batches(self, epoch: int, step: int, position: int) -> Iterator[Batch]:
-        order, left = self._orders.epoch(epoch), self.samples - position
-        cache = self._cache or self._new_cache(epoch)
-        for number in range(steps(max(left, 0), self.batch_size)):
-            first, last = batch_bounds(number, self.batch_size, left)
-            yield self._batch(order, cache, epoch, step + number, position + first, last - first)
-            if isinstance(order, BlockWindowOrder) and isinstance(cache, BlockCache):
-                self._read_ahead(order, cache, position + last)
-
-    def _batch(
+    def _groups(
         self,
-        order: AnyOrder,
-        cache: BlockCache | NodeCache,
         epoch: int,
         step: int,
         position: int,
-        count: int,
-    ) -> Batch:
-        bounds = cut(count, self.microbatch)
-        mine = assign(len(bounds) - 1, self.size, self.rank)
-        groups = bounds[mine.start : mine.stop + 1]
-        ids = order.samples(position + int(groups[0]), position + int(groups[-1]))
-        misses = cache.misses
-        fields = cache.gather(ids)
-        self.figures.misses += cache.misses - misses
+        memories: SimpleQueue[Memory],
+        make_reader: Callable[[], Reader],
+    ) -> Iterator[list[Batch]]:
+        """The batches of an epoch, those together that are gathered together."""
+        reader, error = make_reader(), None
+        try:
+            parts, size = self._share.parts(self.samples, step, position), self._bounds.together
+            while some := list(islice(parts, size)):
+                memory = self._memory() if self._staging is None else memories.get()
+                yield self._group(reader, epoch, some, memory)
+                reader.read_ahead(some[-1].position + some[-1].global_samples)
+            reader.finish()
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            reader.leave(error)
+
+    def _group(self, reader: Reader, epoch: int, parts: list[Part], memory: Memory) -> list[Batch]:
+        bounds = np.cumsum([0, *(part.last - part.first for part in parts)]).tolist()
+        fields, misses = memory.first(bounds[-1]), reader.misses
+        ids = reader.gather(_spans(parts), fields)
+        self.figures.misses += reader.misses - misses
         self.figures.samples += len(ids)
         self.figures.bytes_served += sum(array.nbytes for array in fields.values())
         if self._transform is not None:
             fields = self._transform(fields, ids, self.seed, epoch)
-        return Batch(step, position, fields, ids, groups - groups[0], count)
+        batches = []
+        for part, first, last in zip(parts, bounds, bounds[1:], strict=False):
+            mine = {name: array[first:last] for name, array in fields.items()}
+            groups, count = part.groups, part.global_samples
+            batches.append(Batch(part.step, part.position, mine, ids[first:last], groups, count))
+        return batches
 
-    def _read_ahead(self, order: BlockWindowOrder, cache: BlockCache, position: int) -> None:
-        """Read a share of the next window's blocks, if there is room for two windows."""
-        if self.window != "all" and self._room >= 2 * self.window:
-            cache.preload(order.blocks_around(position))
+    def _memory(self) -> Memory:
+        """Memory for the batches of a group."""
+        rows = min(self._bounds.together * self._share.most, self.samples)
+        return Memory(self._staging or _allocate, self._view.fields, rows)
+
+    def _reader(self, epoch: int, position: int, number: int, closed: Event) -> Reader:
+        order = self._orders.epoch(epoch)
+        read = lambda block, out: self._read_block(epoch, block, out)  # noqa: E731
+        if isinstance(self._cache, NodeWindows):
+            assert isinstance(order, BlockWindowOrder)  # `_shared` takes no other
+            return self._cache.reader(number, order, position, closed, read)
+        if isinstance(self._cache, NodeCache):
+            return SharedReader(order, self._cache)
+        ahead = self.window != "all" and self._bounds.blocks >= 2 * self.window
+        return OwnReader(order, self._cache or self._new_cache(epoch), ahead)
 
     def _waited(self, seconds: float) -> None:
         self.figures.wait_seconds += seconds
@@ -252,20 +256,33 @@ class Loader:
         return BlockCache(
             self._view.starts,
             self._view.fields,
-            self._room,
+            self._bounds.blocks,
             lambda block, out: self._read_block(epoch, block, out),
         )
 
-    def _shared(self, node: Topology) -> NodeCache | None:
+    def _shared(self, node: Topology, limit: int | None) -> NodeCache | NodeWindows | None:
         """The node's cache, or None where it cannot be had. Collective over `node.comm`."""
-        if self._view.varies:
-            raise UsageError("windows of text differ from epoch to epoch: no node cache holds them")
+        blocks = len(self._view.starts) - 1
         return open_node_cache(
             node,
             self._view.starts,
             self._view.fields,
             lambda block, out: self._read_block(0, block, out),
+            whole=not self._view.varies,
+            width=None
+            if self.order != BLOCKWIN
+            else blocks
+            if self.window == "all"
+            else min(self.window, blocks),
+            limit=limit,
         )
+
+    def _bound(self, max_bytes: int) -> Bounds:
+        if self._cache is not None:
+            return Bounds(0, together(self._share.most * sample_bytes(self._view)))
+        window = None if self._sequential else self.window
+        most = self._share.most
+        return bounds_of(self._view, most, self.batch_size, window, max_bytes, self.split)
 
     def _read_block(self, epoch: int, block: int, out: dict[str, NDArray[Any]]) -> None:
         begun = time.perf_counter()
@@ -283,30 +300,17 @@ class Loader:
         if not 0 <= self.rank < self.size:
             raise UsageError(f"rank {self.rank} is not one of {self.size} ranks")
 
-    def _slots(self, max_bytes: int) -> int:
-        """How many blocks to keep: all if they fit, else at least what the order needs at once."""
-        blocks = len(self._view.starts) - 1
-        rows = int(np.diff(self._view.starts).max(initial=1))
-        per_sample = sum(
-            dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-            for dtype, shape in self._view.fields.values()
-        )
-        most = steps(steps(self.batch_size, self.microbatch), self.size) * self.microbatch
-        batches = IN_FLIGHT * min(most, self.batch_size, self.samples)
-        fixed = (batches + rows) * per_sample  # rows: HDF5's buffer for the chunk being decoded
-        if self._sequential:
-            needed, name = -(-self.batch_size // rows) + 1, "batch"
+
+def _spans(parts: list[Part]) -> list[tuple[int, int]]:
+    """The positions of some parts, those that meet joined."""
+    spans: list[tuple[int, int]] = []
+    for part in parts:
+        if spans and spans[-1][1] == part.first:
+            spans[-1] = (spans[-1][0], part.last)
         else:
-            needed = blocks if self.window == "all" else self.window
-            name = f"window={self.window}"
-        needed = max(1, min(needed, blocks))
-        room = (max_bytes - fixed) // max(rows * per_sample, 1)
-        if room < needed:
-            raise UsageError(
-                f"max_bytes={max_bytes} is too small for split {self.split!r}: {name} needs "
-                f"({needed} blocks x {rows} samples + {IN_FLIGHT} batches of this rank = {batches} "
-                f"samples + 1 block being read) x {per_sample} bytes = "
-                f"{fixed + needed * rows * per_sample}; raise it"
-                + (f", or set the window to {room} blocks" if room > 0 else "")
-            )
-        return max(1, min(room, blocks))
+            spans.append((part.first, part.last))
+    return spans
+
+
+def _allocate(nbytes: int) -> NDArray[Any]:
+    return np.empty(nbytes, np.uint8)

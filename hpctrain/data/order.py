@@ -73,11 +73,28 @@ class BlockWindowOrder:
         """Ids of the samples at positions [start, stop), int64 of shape (stop - start,)."""
         parts = []
         while start < stop:
-            window = int(np.searchsorted(self._bounds, start, side="right")) - 1
+            window = self.window_at(start)
             first, last = int(self._bounds[window]), int(self._bounds[window + 1])
             parts.append(self._window(window)[start - first : min(stop, last) - first])
             start = last
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    @property
+    def windows(self) -> int:
+        """How many windows the epoch has."""
+        return len(self._bounds) - 1
+
+    def window_at(self, position: int) -> int:
+        """The window that holds a position; the number of windows at the end of the epoch."""
+        return int(np.searchsorted(self._bounds, position, side="right")) - 1
+
+    def end_of(self, window: int) -> int:
+        """The position where the window after this one begins."""
+        return int(self._bounds[window + 1])
+
+    def blocks_of(self, window: int) -> NDArray[np.int64]:
+        """The blocks of a window."""
+        return self._blocks[window * self._width : (window + 1) * self._width]
 
     def blocks_around(self, position: int) -> NDArray[np.int64]:
         """The blocks of the window at `position`, and a share of the next window's blocks.
@@ -85,7 +102,7 @@ class BlockWindowOrder:
         The share is the part of this window that lies before `position`: read step by step, the
         next window is in memory when this one ends.
         """
-        window = int(np.searchsorted(self._bounds, position, side="right")) - 1
+        window = self.window_at(position)
         if window + 1 >= len(self._bounds):
             return np.empty(0, np.int64)
         first, last = int(self._bounds[window]), int(self._bounds[window + 1])
@@ -94,7 +111,7 @@ class BlockWindowOrder:
 
     def _window(self, window: int) -> NDArray[np.int64]:
         if self._last[0] != window:
-            blocks = self._blocks[window * self._width : (window + 1) * self._width]
+            blocks = self.blocks_of(window)
             begins = self._starts[blocks]
             lengths = self._starts[blocks + 1] - begins
             ends = np.cumsum(lengths)

@@ -29,11 +29,15 @@ class Prefetch(Iterator[T], Generic[T]):
 
     Use it in a `for` loop or as a context manager; `close()` returns within a second.
     `waited` is the time, in seconds, that `next` spent waiting for items; `on_wait` is called with
-    each part of it.
+    each part of it. `closed` is set when nobody wants more: for items that wait for something.
     """
 
     def __init__(
-        self, items: Iterator[T], depth: int, on_wait: Callable[[float], None] | None = None
+        self,
+        items: Iterator[T],
+        depth: int,
+        on_wait: Callable[[float], None] | None = None,
+        closed: threading.Event | None = None,
     ) -> None:
         self.waited = 0.0
         self._on_wait = on_wait
@@ -41,7 +45,7 @@ class Prefetch(Iterator[T], Generic[T]):
         thread = threading.Thread(
             target=_fill, args=(items, self._channel), name="hpctrain-prefetch", daemon=True
         )
-        self._finish = weakref.finalize(self, _shut, self._channel, thread)
+        self._finish = weakref.finalize(self, _shut, self._channel, thread, closed)
         thread.start()
 
     def __next__(self) -> T:
@@ -138,7 +142,9 @@ def _fill(items: Iterator[T], channel: _Channel[T]) -> None:
         channel.end(error)
 
 
-def _shut(channel: _Channel[T], thread: threading.Thread) -> None:
+def _shut(channel: _Channel[T], thread: threading.Thread, closed: threading.Event | None) -> None:
+    if closed is not None:
+        closed.set()
     channel.close()
     if thread.ident is not None and thread is not threading.current_thread():
         thread.join(PATIENCE)

@@ -4,7 +4,8 @@
 
 A sequence is a sample of unequal length, "sequence", uint8; or with `kmers` a vector of counts of
 its words of k letters, uint16 (n, 4^k), words with an unknown letter left out. Its label is the
-first group of a regular expression in its header line.
+first group of a regular expression in its header line. Of FASTA files the headers are in memory
+and the codes in a file without a name in $TMPDIR.
 
 Layer: data. Knows nothing of shards. The BLAST reader is in `blast`.
 """
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from hpctrain.data.blast import BlastDatabase
 from hpctrain.data.computed import Computed, ComputedRagged
+from hpctrain.data.flat import collect
 from hpctrain.data.ragged import Ragged
 from hpctrain.data.tables import Categories
 from hpctrain.errors import DataError, UsageError
@@ -105,16 +107,23 @@ def _open(paths: Sequence[Path]) -> tuple[list[str], Ragged | BlastDatabase]:
         database = BlastDatabase(bases.pop())
         return database.headers(), database
     headers: list[str] = []
-    sequences: list[NDArray[np.uint8]] = []
-    for path in paths:
-        for header, letters in _fasta(path):
-            codes = _CODES[np.frombuffer(letters, np.uint8)]
-            if (codes == 255).any():
-                bad = chr(letters[int(np.flatnonzero(codes == 255)[0])])
-                raise DataError(f"{path}: sequence {header[:60]!r} has the letter {bad!r}")
-            headers.append(header)
-            sequences.append(codes)
-    return headers, Ragged.of(sequences, np.uint8)
+
+    def codes() -> Iterator[NDArray[np.uint8]]:
+        for path in paths:
+            for header, letters in _fasta(path):
+                headers.append(header)
+                yield _coded(path, header, letters)
+
+    sequences = collect(codes(), np.uint8)
+    return headers, sequences
+
+
+def _coded(path: Path, header: str, letters: bytes) -> NDArray[np.uint8]:
+    codes: NDArray[np.uint8] = _CODES[np.frombuffer(letters, np.uint8)]
+    if (codes == 255).any():
+        bad = chr(letters[int(np.flatnonzero(codes == 255)[0])])
+        raise DataError(f"{path}: sequence {header[:60]!r} has the letter {bad!r}")
+    return codes
 
 
 def _fasta(path: Path) -> Iterator[tuple[str, bytes]]:

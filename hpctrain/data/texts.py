@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.data.computed import ComputedRagged
+from hpctrain.data.flat import collect
 from hpctrain.data.ragged import Ragged
 from hpctrain.data.tables import Categories
 from hpctrain.errors import DataError, UsageError
@@ -68,7 +69,8 @@ def read_texts(
         pairs: the size of a byte-pair vocabulary to be trained on these documents; None: bytes.
         pattern: a regular expression whose first group, found in a document's path, is its label.
 
-    Bytes of whole files are read when they are packed; all else is in memory as codes.
+    Bytes of whole files are read when they are packed; all else is made now, and kept in a file
+    without a name in $TMPDIR. Memory is that of one file.
     """
     labels = _labels(paths, pattern) if pattern else None
     if pairs is not None:
@@ -81,8 +83,8 @@ def read_texts(
         return Tokens(documents, labels, 256)
     if labels is not None:
         raise UsageError("labels come from the paths of files: lines have none")
-    content = [_codes(line) for path in paths for line in _lines(path)]
-    return Tokens(Ragged.of(content, np.uint8), None, 256)
+    content = (_codes(line) for path in paths for line in _lines(path))
+    return Tokens(collect(content, np.uint8), None, 256)
 
 
 def _content(path: Path) -> bytes:
@@ -146,11 +148,11 @@ def _paired(paths: Sequence[Path], lines: bool, size: int, labels: Categories | 
     tokenizer.train_from_iterator(texts(), trainer)
     count = tokenizer.get_vocab_size()
     dtype = np.uint16 if count <= 1 << 16 else np.uint32
-    codes = [
+    codes = (
         np.array([*tokenizer.encode(text, add_special_tokens=False).ids, 0], dtype)
         for text in texts()
-    ]
-    return Tokens(Ragged.of(codes, dtype), labels, count, tokenizer.to_str())
+    )
+    return Tokens(collect(codes, dtype), labels, count, tokenizer.to_str())
 
 
 def _library() -> Any:
