@@ -63,6 +63,8 @@ class Tape:
             groups[g + 1]. Default: the batch is one microbatch.
         all_reduce: sums a host float64 array over all ranks, in place; collective. Only operations
             with statistics over the whole step call it. Default: one rank.
+        ready: called in the backward pass with each parameter (a variable with a `place`) whose
+            gradient is final: after the last of its uses. Not with one that got no gradient.
         loss_scale: all gradients are those of the losses times this, so that small ones are not
             lost in float16; the losses themselves are not scaled.
     """
@@ -77,6 +79,7 @@ class Tape:
         samples: NDArray[np.int64] | None = None,
         groups: NDArray[np.int64] | None = None,
         all_reduce: Callable[[NDArray[np.float64]], None] | None = None,
+        ready: Callable[[Variable], None] | None = None,
         loss_scale: float = 1.0,
     ) -> None:
         self.device = device
@@ -86,9 +89,11 @@ class Tape:
         self.samples = samples
         self.groups = groups
         self.all_reduce = all_reduce or (lambda _: None)
+        self.ready = ready
         self.loss_scale = loss_scale
         self.draws = 0  # operations that drew random numbers so far: tells them apart
-        self._records: list[tuple[Variable, Backward]] = []
+        self._records: list[tuple[Variable, Backward, list[Variable]]] = []
+        self._uses: dict[int, int] = {}  # of parameters, by id: records that are still to come
 
     def record(self, value: Array, inputs: Iterable[Variable], backward: Backward) -> Variable:
         """The output of an operation on `inputs`. `backward(dy)` is kept if a gradient is needed.
@@ -96,10 +101,14 @@ class Tape:
         `backward` owns neither `dy` nor the values it refers to; it calls `accumulate` or `pass_on`
         for each input.
         """
-        needed = self.training and any(variable.needs_grad for variable in inputs)
+        wanting = [variable for variable in inputs if variable.needs_grad]
+        needed = self.training and bool(wanting)
         output = Variable(value, needed)
         if needed:
-            self._records.append((output, backward))
+            parameters = [variable for variable in wanting if variable.place is not None]
+            for parameter in parameters:
+                self._uses[id(parameter)] = self._uses.get(id(parameter), 0) + 1
+            self._records.append((output, backward, parameters))
         return output
 
     def accumulate(self, variable: Variable, compute: Callable[[Array], object]) -> None:
@@ -148,19 +157,28 @@ class Tape:
         handed to the operation as None.
         """
         seeds = {id(loss) for loss in losses}
-        unrecorded = seeds - {id(output) for output, _ in self._records}
+        unrecorded = seeds - {id(output) for output, _, _ in self._records}
         if unrecorded:
             raise UsageError(
                 "backward() was given a variable that this tape did not record with training=True, "
                 "or that depends on no parameter"
             )
         while self._records:
-            output, backward = self._records.pop()
+            output, backward, parameters = self._records.pop()
             if id(output) in seeds:
                 backward(None)
             elif output.grad is not None:
                 backward(output.grad)
             output.grad = None
+            self._count_down(parameters)
+
+    def _count_down(self, parameters: Iterable[Variable]) -> None:
+        """After a record that uses them has run: tell which have their gradient now."""
+        for parameter in parameters:
+            self._uses[id(parameter)] -= 1
+            final = not self._uses[id(parameter)] and parameter.grad is not None
+            if final and self.ready is not None:
+                self.ready(parameter)
 
     def finish(self, parameters: Iterable[Variable]) -> None:
         """End the step: zero the gradients that got no contribution, and forget the rest.

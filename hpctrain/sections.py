@@ -13,6 +13,7 @@ __all__ = [
     "AdamW",
     "BatchSection",
     "CheckpointSection",
+    "CompressSection",
     "Convnet",
     "DataSection",
     "LogSection",
@@ -60,8 +61,19 @@ class DataSection(Section, frozen=True, kw_only=True):
     label: str = "label"
     weight: str = ""  # field with a loss weight per sample; "": all 1
     normalize: Literal["standard", "none"] = "standard"  # (x - mean) / deviation of the train split
+    text_window: Count = 0  # the input is text: predict each value that follows so many
+    patch: tuple[Positive, ...] = ()  # the input is volumes: boxes of this size, labelled by centre
+    patch_stride: tuple[Positive, ...] = ()  # between boxes; (): their size
+    # stratified-v1: each batch has its share of each class; with replacement: balanced-v1 draws
+    # classes alike, weighted-v1 samples by a field of weights
+    order: Literal["blockwin-v1", "stratified-v1", "balanced-v1", "weighted-v1"] = "blockwin-v1"
+    order_weights: str = ""  # the field for weighted-v1
+    flip: bool = False  # images in training: mirror half of them
+    shift: Count = 0  # images in training: move them by up to so many pixels
     window: Count = 0  # blocks shuffled together; 0: all
     memory_mib: Positive = 512  # for decoded blocks, per rank
+    node_cache_mib: Count = 0  # for blocks decoded once per node, which its ranks share; 0: none
+    stage: str = ""  # folder on a disk of every node to copy the data set to first; "": none
 
 
 class BatchSection(Section, frozen=True, kw_only=True):
@@ -131,7 +143,29 @@ class ParallelSection(Section, frozen=True, kw_only=True):
     # update of everything on every rank
     reduction: Literal["auto", "shared", "ipc", "messages", "allreduce"] = "auto"
     gpu_mpi: Literal["auto", "on", "off"] = "auto"  # is MPI given GPU memory? docs/gpu-mpi.md
+    # gradients cross nodes during the backward pass, and parameters during the next forward pass;
+    # auto: on the CPU, where there are several nodes (docs/overlap.md)
+    overlap: Literal["auto", "on", "off"] = "auto"
+    bucket_mib: Count = 0  # of gradients exchanged together; 0: what suits
+    # a file that `bench allreduce --fit` wrote: buckets are suited to that network (docs/scale.md)
+    network: str = ""
+    # what gradients are rounded to between nodes; sums are float32
+    wire: Literal["same", "bfloat16", "float16"] = "same"
     threads: Count = 0  # BLAS threads per rank; 0: the node's cores over its ranks
+
+
+class CompressSection(Section, frozen=True, kw_only=True):
+    """How sums of gradients between nodes are compressed; docs/compression.md."""
+
+    # auto: what is quickest, measured, of dense, topk and oktopk
+    method: Literal["off", "auto", "topk", "oktopk", "powersgd", "int8", "sign", "bf16"] = "off"
+    density: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01  # kept by a node: topk, oktopk
+    warmup_steps: Count = 0  # in which the density falls from 1; auto: dense steps
+    # of what was not sent; momentum: the optimizer's is gathered before the selection, in its place
+    memory: Literal["residual", "momentum"] = "residual"
+    values: Literal["float32", "bfloat16", "float16"] = "float32"  # on the way: topk, oktopk
+    min_size: Count = 16384  # smaller tensors, and those of one dim, are never compressed
+    rank: Positive = 4  # columns of the factors of powersgd
 
 
 class CheckpointSection(Section, frozen=True, kw_only=True):
@@ -140,6 +174,15 @@ class CheckpointSection(Section, frozen=True, kw_only=True):
     every_steps: Count = 0  # 0: only by epochs
     every_epochs: Count = 1  # 0: only by steps
     keep: Annotated[int, msgspec.Meta(ge=2)] = 2  # the newest may turn out to be damaged
+    local: str = ""  # folder on every node itself, a disk or /dev/shm, for others; "": none
+    local_every_steps: Count = 0  # between those; docs/stop-resume.md
+
+    def __post_init__(self) -> None:
+        if bool(self.local) != bool(self.local_every_steps):
+            raise ValueError(
+                "local and local_every_steps belong together: where checkpoints on the nodes lie, "
+                "and after how many steps there is one"
+            )
 
 
 class StopSection(Section, frozen=True, kw_only=True):
@@ -168,6 +211,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
     optimizer: Sgd | AdamW = Sgd()
     schedule: ScheduleSection = ScheduleSection()
     parallel: ParallelSection = ParallelSection()
+    compress: CompressSection = CompressSection()
     checkpoint: CheckpointSection = CheckpointSection()
     stop: StopSection = StopSection()
     log: LogSection = LogSection()

@@ -1,8 +1,9 @@
 """Ranks that agree a few times, and then one of them does not come.
 
-mpirun -n 3 python tests/hanging_run.py FOLDER skipped|other|busy|fine
+mpirun -n 3 python tests/hanging_run.py FOLDER skipped|other|busy|alive|fine
 """
 
+import os
 import platform
 import sys
 import time
@@ -17,13 +18,21 @@ LATE = 1  # the rank that does not come
 
 
 def stuck_reading():
-    time.sleep(30)
+    """From a pipe that nobody writes to."""
+    end, _ = os.pipe()
+    os.read(end, 1)
 
 
 def computing_for_long():
     until = time.monotonic() + 30
     while time.monotonic() < until:
         sum(range(1000))
+
+
+def getting_on(log):
+    for _ in range(28):  # 2.8 s
+        time.sleep(0.1)
+        log.alive()
 
 
 def main(folder, what):
@@ -39,6 +48,8 @@ def main(folder, what):
             stuck_reading()
         elif comm.rank == LATE and what == "busy":
             computing_for_long()
+        elif comm.rank == LATE and what == "alive":
+            getting_on(log)
         elif comm.rank == LATE and what == "other":
             pair.Barrier()
         elif what == "fine":

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 __all__ = [
@@ -70,6 +70,9 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     result = DEFAULTS | dict(os.environ)
     path = result.get("PYTHONPATH")
     result["PYTHONPATH"] = os.pathsep.join([str(ROOT), path] if path else [str(ROOT)])
+    if Path(launcher()).parent == (beside := Path(sys.executable).parent):
+        # Intel MPI's mpirun is a script that looks for its other half in PATH.
+        result["PATH"] = os.pathsep.join([str(beside), result.get("PATH", os.defpath)])
     for name, value in (changes or {}).items():
         if value is None:
             result.pop(name, None)
@@ -124,13 +127,14 @@ def mpirun(
 
 
 def end(process: subprocess.Popen[str], grace: float = 2.0) -> None:
-    """End a job and every process of its session: first by SIGTERM to mpirun, then by SIGKILL."""
+    """End a job and every process of it: first by SIGTERM to mpirun, then by SIGKILL."""
+    known = session_pids(process.pid)
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
     deadline = time.monotonic() + 10
-    while (left := session_pids(process.pid)) and time.monotonic() < deadline:
+    while (left := session_pids(process.pid, known)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -138,9 +142,13 @@ def end(process: subprocess.Popen[str], grace: float = 2.0) -> None:
         time.sleep(0.02)
 
 
-def session_pids(session: int) -> list[int]:
-    """Live processes of a session: ranks have process groups of their own, but one session."""
-    found = []
+def session_pids(session: int, known: Collection[int] = ()) -> list[int]:
+    """Live processes of a job: of its session, of `known`, and what these have started.
+
+    Open MPI's ranks have process groups of their own, but one session; MPICH's have sessions of
+    their own, and are children of the launcher's children.
+    """
+    parents, found = {}, set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -148,9 +156,15 @@ def session_pids(session: int) -> list[int]:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[3]) == session and fields[0] not in "ZX":
-            found.append(int(entry.name))
-    return found
+        if fields[0] in "ZX":
+            continue
+        pid = int(entry.name)
+        parents[pid] = int(fields[1])
+        if int(fields[3]) == session or pid in known:
+            found.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def has_tests_for_ranks(path: Path) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -55,7 +56,9 @@ def test_figures_that_cannot_be_written(capsys):
 
 def test_allreduce_under_mpirun(tmp_path):
     file = tmp_path / "figures.json"
-    done = mpirun(2, *ALLREDUCE, "4K,256K", "--repeat", "1", "--json", str(file))
+    plot = tmp_path / "bus.svg"
+    arguments = [*ALLREDUCE, "4K,256K", "--repeat", "1", "--json", str(file), "--plot", str(plot)]
+    done = mpirun(2, *arguments)
     assert done.returncode == 0, done.stdout
     figures = json.loads(file.read_text())
     assert figures["ranks"] == 2
@@ -70,8 +73,16 @@ def test_allreduce_under_mpirun(tmp_path):
     for row in rows:
         assert row["wrong"] == 0
         assert row["bus_bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
+        assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
         assert row["copy_seconds"] > 0
-    assert "4 KiB" in done.stdout and "wrong" in done.stdout
+        assert (row["count"], row["type"], row["redop"]) == (row["bytes"] // 4, "float32", "sum")
+    [head, units, first, *_] = [row for row in done.stdout.splitlines() if row[:1] != "#"]
+    columns = "size algorithm count type redop time algbw busbw #wrong copy speed"
+    assert head.split() == columns.split()
+    assert first.split()[:6] == ["4096", "MPI_Allreduce", "in", "place", "1024", "float32"]
+    assert "us" in units.split()
+    drawn = ElementTree.parse(plot).getroot()
+    assert len(drawn.findall("{*}polyline")) == 4
 
 
 @pytest.mark.parametrize("gpu_mpi, nodes", [("on", "2x1"), ("off", "2x1"), ("auto", "1x2")])

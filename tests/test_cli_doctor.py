@@ -209,6 +209,18 @@ def test_the_mpirun_must_be_of_the_library(monkeypatch, launcher, version, statu
     assert checks_mpi.mpirun(mpi_ranks(monkeypatch, launcher, version)).status == status
 
 
+@pytest.mark.parametrize(
+    "library, status", [("MPICH 4.0.2", "FAIL"), ("MPICH 5.0.2", "warn"), ("Open MPI v5", "warn")]
+)
+def test_more_ranks_than_cores(monkeypatch, library, status):
+    """Debian's MPICH cannot be used then."""
+    ranks = mpi_ranks(monkeypatch, None, "", library)
+    node = SimpleNamespace(allgather=lambda mine: [{0, 1}] * 4)
+    ranks.topology = SimpleNamespace(local_size=4, local_rank=0, node=node)
+    found = checks_mpi.cores(ranks)
+    assert found.status == status and "start fewer ranks" in found.remedy
+
+
 def test_the_launcher_of_this_environment_says_what_it_is():
     found = checks_mpi.find_launcher()
     assert found == launcher()

@@ -65,7 +65,7 @@ def one_step(device, reduction, gradient):
     """
     write(device, reduction.gradients, gradient)
     reduction.reduce()
-    start, stop = reduction.owned
+    [(start, stop)] = reduction.owned
     table = device.peers([reduction.parameters, reduction.gradients])
     target = reduction.parameters[start:stop]
     device.launch("sum_peers", table, 2, start, target, stop - start, work=stop - start)
@@ -77,7 +77,7 @@ def errors(comm, device, reduction, steps=2):
     """Elements, over all steps and ranks, that are not the exact sum. Collective."""
     n, dtype = reduction.n, reduction.dtype
     total = sum(whole_numbers(rank, n, dtype) for rank in range(comm.size))
-    start, stop = reduction.owned
+    [(start, stop)] = reduction.owned
     wrong, expected = 0, np.zeros(n, dtype)
     for step in range(1, steps + 1):
         sums, parameters = one_step(device, reduction, step * whole_numbers(comm.rank, n, dtype))
@@ -218,6 +218,13 @@ def test_no_synchronization_before_mpi_is_caught(
         reduction = SliceReduction(where, device, 1000, "float32", mode, gpu_mpi=gpu_mpi)
         with monkeypatch.context() as patch:
             patch.setattr(carry, "settle", nothing)
+            to_host = device.to_host
+
+            def later(array):  # all is done late: without this, both might just happen to do it
+                time.sleep(0.2 * comm.rank)  # at one time, each before the other reads
+                return to_host(array)
+
+            patch.setattr(device, "to_host", later)
             assert (errors(comm, device, reduction) > 0) == caught
         device.synchronize()
         reduction.free()
@@ -272,7 +279,7 @@ def test_nobody_reads_too_early_or_writes_too_soon(comm, device, monkeypatch, gp
     for layout in LAYOUTS[comm.size]:
         with topology(comm, layout) as where:
             reduction = SliceReduction(where, device, 1000, "float32", "ipc", gpu_mpi=gpu_mpi)
-            part = slice(*reduction.owned)
+            part = slice(*reduction.owned[0])
             with monkeypatch.context() as patch:
                 patch.setattr(carry, "settle", tardy)
                 write(device, reduction.gradients, np.ones(1000))

@@ -83,7 +83,7 @@ def whole_numbers(rank, n, dtype):
 def check(comm, slices, n, dtype):
     """Two steps of reduce, update, gather, against the sum and the update of all ranks' data."""
     total = sum(whole_numbers(rank, n, dtype) for rank in range(comm.size))
-    start, stop = slices.owned
+    [(start, stop)] = slices.owned
     if slices.writes_parameters:
         slices.parameters[:] = 3
     slices.fence()
@@ -136,7 +136,7 @@ def test_owned_ranges_are_the_whole_array(comm, device, mode):
         with topology(comm, layout) as where:
             slices = SliceReduction(where, device, 1000, "float32", mode)
             seen = np.zeros(1000, np.int64)
-            for start, stop in comm.allgather(slices.owned):
+            for [(start, stop)] in comm.allgather(slices.owned):
                 seen[start:stop] += 1
             assert slices.sliced and (seen == 1).all()
             slices.free()
@@ -164,7 +164,7 @@ def test_the_order_of_additions_is_the_documented_one(comm, device, mode):
                 slices = SliceReduction(where, device, n, "float32", mode)
                 slices.gradients[:] = mine
                 slices.reduce()
-                start, stop = slices.owned
+                [(start, stop)] = slices.owned
                 slices.parameters[start:stop] = slices.gradients[start:stop]
                 slices.gather()
                 assert slices.parameters.tobytes() == expected.tobytes()
@@ -196,7 +196,7 @@ def test_a_device_with_memory_of_its_own_goes_through_the_host(comm, device, mod
         table = detached.peers([values])
         detached.launch("sum_peers", table, 1, 0, slices.gradients, 1000, work=1000)
         slices.reduce()
-        start, stop = slices.owned
+        [(start, stop)] = slices.owned
         detached.synchronize()
         assert (slices.gradients[start:stop] == sum(range(1, comm.size + 1))).all()
         slices.parameters[start:stop] = np.arange(start, stop)
@@ -257,7 +257,7 @@ def test_nobody_reads_too_early_or_writes_too_soon(comm, device, monkeypatch, la
     for layout in LAYOUTS[comm.size]:
         with topology(comm, layout) as where:
             slices = SliceReduction(where, device, 1000, "float32")
-            start, stop = slices.owned
+            [(start, stop)] = slices.owned
             delay("writing")
             slices.gradients[:] = 1
             slices.reduce()

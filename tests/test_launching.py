@@ -15,9 +15,10 @@ def test_a_deadlock_ends_and_leaves_no_process():
         try:
             job.wait(1.5)
         except subprocess.TimeoutExpired:
-            assert len(session_pids(job.pid)) == 3
+            assert len(session_pids(job.pid)) >= 3  # the launcher, or two of it, and the ranks
+        known = session_pids(job.pid)
         end(job)
-        assert job.returncode is not None and not session_pids(job.pid)
+        assert job.returncode is not None and not session_pids(job.pid, known)
 
 
 def test_a_job_past_its_time_is_killed_and_says_so():
@@ -68,7 +69,7 @@ def test_a_warning_is_a_failure(tmp_path):
 
 def test_a_hanging_test_shows_where(tmp_path):
     done = failing_test(tmp_path, "comm.Recv(bytearray(8))", limit=1)
-    assert done.returncode == 1
+    assert done.returncode in (1, 255)  # Intel MPI's launcher: 255 whatever the ranks' is
     assert "Timeout (0:00:01)!" in done.stdout and "test_it.py" in done.stdout
 
 

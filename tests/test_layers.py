@@ -18,7 +18,7 @@ LEVELS = [
     {"errors", "config", "log", "sections"},
     {"device", "mpi"},
     {"collectives", "autograd", "nn", "data"},
-    {"optim", "checkpoint"},
+    {"compress", "optim", "checkpoint"},
     {"parallel"},
     {"models", "train"},
     {"cli"},

@@ -164,16 +164,16 @@ def test_operations_do_what_they_say(comm, name):
     n = 16 * size * 3
     every = [np.arange(n, dtype=np.float32) + 1000 * k for k in range(size)]
     array, received = every[rank].copy(), np.full(n, -1, np.float32)
-    if name == "Allgatherv":
+    if name == "gathering of parts":
         array[: n // size * rank] = array[n // size * (rank + 1) :] = -1
     result = probe.OPERATIONS[name](comm, array, received)
     part = n // size
-    if name == "Alltoallv":
+    if name == "exchange of parts":
         expected = np.full((size, part), -1, np.float32)
         for k in set(range(size)) - {rank}:
             expected[k] = every[k][part * rank : part * (rank + 1)]
         expected = expected.reshape(-1)
-    elif name == "Allgatherv":
+    elif name == "gathering of parts":
         expected = np.concatenate([every[k][part * k : part * (k + 1)] for k in range(size)])
     elif name == "Allreduce":
         expected = sum(every)
@@ -211,7 +211,7 @@ def test_the_command_without_a_gpu():
 
 def test_the_command_on_the_simulated_device(children, monkeypatch, capsys):
     """Two of the operations; `--slow` tries all."""
-    names = ("Isend, Irecv", "Alltoallv")
+    names = ("Isend, Irecv", "exchange of parts")
     few = {name: probe.OPERATIONS[name] for name in names}
     monkeypatch.setattr(probe, "OPERATIONS", few)
     monkeypatch.setitem(checks_gpu.LARGE, "sim", 1 << 20)

@@ -177,6 +177,7 @@ def test_margin_is_twice_the_longest_step_and_checkpoint(monkeypatch, tmp_path):
         clock[0] += seconds
         stopping.wants()
     clock[0] += 10 + 4
+    stopping.paused(10)
     stopping.saved(10)
     assert not any(stopping.wants())
     assert stopping.margin() == 2 * (5 + 10)

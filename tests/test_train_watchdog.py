@@ -11,7 +11,8 @@ from test_train_resume import is_rank, wait_for
 from training import make_digits, run_file
 
 from hpctrain.mpi.calls import Log, compact, expand
-from hpctrain.train.watchdog import Watchdog, silent_nodes, verdict
+from hpctrain.train.verdict import silent_nodes, verdict
+from hpctrain.train.watchdog import Watchdog
 
 SCRIPT = str(ROOT / "tests" / "hanging_run.py")
 
@@ -25,7 +26,7 @@ def hangs(tmp_path, what):
     return done.stdout
 
 
-def test_a_rank_that_is_stuck_is_named_with_its_place(tmp_path):
+def test_a_rank_that_is_stuck_in_io_is_named_with_its_place(tmp_path):
     text = hangs(tmp_path, "skipped")
     assert "ranks 0,2 in Barrier #7 of ranks 0-2 (1)" in text
     assert "rank 1 did not enter it" in text
@@ -38,8 +39,21 @@ def test_a_rank_that_is_stuck_is_named_with_its_place(tmp_path):
     assert (tmp_path / "run/bad_nodes.txt").read_text() == ""  # the node gave signs of life
 
 
-def test_a_rank_that_is_slow_is_not_called_dead(tmp_path):
-    assert "so slow rather than hung" in hangs(tmp_path, "busy")
+@pytest.mark.slow
+def test_a_rank_that_computes_is_named_and_waited_for_but_not_for_ever(tmp_path):
+    text = hangs(tmp_path, "busy")
+    assert text.count("the run goes on; it ends in") == 1
+    slow, _, ended = text.partition("the run goes on; it ends in")
+    assert "but rank 1 is computing" in slow and "so slow rather than hung" in slow
+    assert "but rank 1 is computing" in ended and "stacks of the ranks are in" in ended
+
+
+def test_ranks_wait_for_one_that_gets_on_for_long(tmp_path):
+    """For longer than the limit, without MPI and without a core of its own: as a drain does."""
+    done = mpirun(3, SCRIPT, str(tmp_path / "run"), "alive", timeout=40)
+    assert done.returncode == 0 and done.stdout.count("ended") == 3, done.stdout
+    assert "nothing has gone on" not in done.stdout
+    assert not (tmp_path / "run/hang/verdict.txt").exists()
 
 
 def test_a_skipped_collective_is_found_among_several(tmp_path):
@@ -71,9 +85,9 @@ def test_a_stopped_rank_ends_a_training_run_with_124(tmp_path):
         text, _ = job.communicate(timeout=30)
         assert time.monotonic() - begun < 20
         assert job.returncode == 124, text
-    assert f"rank {rank} did not enter it" in text
+    assert "did not enter it" in text, text
     assert f"rank {rank} (" in text and "no sign of life" in text
-    assert text.count("no sign of life") == 1
+    assert text.count("no sign of life") <= 2  # told by one rank; on a slow machine by both
     assert json.loads((tmp_path / "run/STATUS.json").read_text())["state"] == "failed"
 
 

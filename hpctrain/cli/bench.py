@@ -105,8 +105,9 @@ def _allreduce_parser(kinds: Any) -> argparse.ArgumentParser:
         default=(),
         metavar="NAME,...",
         help="also schedules: ring, direct, rabenseifner, doubling, leader, two-level, torus, "
-        "three-level, or all",
+        "three-level, or all; or auto, what --choices says",
     )
+    _add_network(parser)
     parser.add_argument(
         "--device", choices=("cpu", "cuda", "sim"), default="cpu", help="default: %(default)s"
     )
@@ -114,10 +115,32 @@ def _allreduce_parser(kinds: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _allreduce(args: argparse.Namespace) -> int:
-    from hpctrain.cli.bench_allreduce import run
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    """What is about a model of the network, and the plot."""
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--fit", metavar="FILE", help="instead: measure this network and save it as TOML"
+    )
+    instead.add_argument(
+        "--predict",
+        metavar="FILE",
+        help="instead: what the network in FILE predicts for each algorithm, beside measured times",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the bus bandwidth over the size, as SVG"
+    )
+    parser.add_argument(
+        "--choices",
+        metavar="FILE",
+        help="with --predict: add the algorithm picked for each size to FILE; with --algorithm "
+        "auto: take it from there",
+    )
 
-    return run(args)
+
+def _allreduce(args: argparse.Namespace) -> int:
+    from hpctrain.cli import bench_allreduce, bench_fit
+
+    return bench_fit.run(args) if args.fit or args.predict else bench_allreduce.run(args)
 
 
 def _kernels(args: argparse.Namespace) -> int:

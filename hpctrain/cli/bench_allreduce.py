@@ -30,6 +30,7 @@ from hpctrain.cli.bench_contenders import (
     Slices,
     Whole,
 )
+from hpctrain.cli.bench_plot import write_plot
 from hpctrain.cli.bench_schedules import scheduled
 from hpctrain.collectives.slices import SliceReduction
 from hpctrain.device import open_device
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         if world.rank == 0:
             header = _header(ranks, args.dtype) | {"device": device.name, "gpu_mpi": args.gpu_mpi}
             report(args.json, header | {"results": found}, _text(header, found))
+            if args.plot is not None:
+                write_plot(args.plot, found, f"{header['mpi']}, {ranks.size} ranks")
     return 1 if any(row["wrong"] for row in found) else 0
 
 
@@ -107,7 +110,7 @@ def _measure(
     contenders += [
         Slices(slices, placed, expected),
         CopiedSlices(slices, placed, expected),
-        *scheduled(ranks, device, args.algorithm, placed, expected),
+        *scheduled(ranks, device, args.algorithm, placed, expected, args.choices),
         Copy(device, placed),
     ]
     rounds = args.repeat * (MANY if nbytes < SMALL else 1)
@@ -128,7 +131,8 @@ def _measure(
         reduction.free()
     slowest = np.max(comm.allgather(seconds[WARM_UP:]), axis=0)
     wrong = np.sum(comm.allgather(wrong), axis=0)
-    return _figures(nbytes, ranks.size, [c.name for c in contenders], slowest, wrong, mpi)
+    rows = _figures(nbytes, ranks.size, [c.name for c in contenders], slowest, wrong, mpi)
+    return [{"count": n, "type": args.dtype, "redop": "sum"} | row for row in rows]
 
 
 def _figures(
@@ -153,6 +157,7 @@ def _figures(
                 "bytes": nbytes,
                 "algorithm": name,
                 "seconds": float(medians[index]),
+                "bytes_per_second": float(nbytes / medians[index]),
                 "bus_bytes_per_second": float(bus),
                 "wrong": int(wrong[index]),
                 "copy_seconds": float(medians[-1]),
@@ -163,35 +168,33 @@ def _figures(
 
 
 def _text(header: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
-    """The table for a terminal."""
+    """The table for a terminal, with the columns of nccl-tests and their units."""
     rows = [
         [
-            _size(row["bytes"]),
+            f"{row['bytes']}",
             row["algorithm"],
-            f"{row['seconds'] * 1e3:.3f}",
+            f"{row['count']}",
+            row["type"],
+            row["redop"],
+            f"{row['seconds'] * 1e6:.1f}",
+            f"{row['bytes_per_second'] / 1e9:.2f}",
             f"{row['bus_bytes_per_second'] / 1e9:.2f}",
             str(row["wrong"]),
-            f"{row['copy_seconds'] * 1e3:.3f}",
+            f"{row['copy_seconds'] * 1e6:.1f}",
             f"{row['speedup']:.2f}",
         ]
         for row in found
     ]
-    head = ["size", "algorithm", "time ms", "bus GB/s", "wrong", "copy ms", "x MPI"]
+    head = ["size", "algorithm", "count", "type", "redop", "time", "algbw", "busbw", "#wrong"]
+    units = ["B", "", "elements", "", "", "us", "GB/s", "GB/s", "elements", "us", "MPI = 1"]
     lines = [
         f"# {header['mpi']}, {header['ranks']} ranks on {header['nodes']} nodes, {header['host']}, "
-        f"{header['cpu']}, {header['dtype']}, memory of the device {header['device']}",
-        "# time: median over rounds of the slowest rank. bus: 2 (P - 1) / P of the size over the "
-        "time.",
-        "# wrong: elements, of all rounds and ranks, that are not the exact sum. copy: all ranks "
+        f"{header['cpu']}, memory of the device {header['device']}",
+        "# time: median over rounds of the slowest rank. algbw: size over time. busbw: 2 (P - 1) / "
+        "P of it.",
+        "# #wrong: elements, of all rounds and ranks, that are not the exact sum. copy: all ranks "
         "copy as many bytes at once.",
-        "# x MPI: times as fast as the quicker way to call MPI_Allreduce. slices: the update "
+        "# speed: times as fast as the quicker way to call MPI_Allreduce. slices: the update "
         "between reduce and gather is left out.",
     ]
-    return lines + table(head, rows, left=2)
-
-
-def _size(nbytes: int) -> str:
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes % scale == 0:
-            return f"{nbytes // scale} {unit}"
-    return f"{nbytes} B"
+    return lines + table([*head, "copy", "speed"], [units, *rows], left=2)

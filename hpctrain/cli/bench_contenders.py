@@ -110,7 +110,7 @@ class Slices(Contender):
         self.slices.gather()
 
     def wrong(self) -> int:
-        first, last = self.slices.owned
+        [(first, last)] = self.slices.owned
         sums = self.slices.device.to_host(self.slices.gradients[first:last])
         return _differ(sums, self.expected[first:last])
 
@@ -122,7 +122,7 @@ class CopiedSlices(Slices):
         self.name = f"slices ({self.slices.mode}) + copy"
 
     def add(self) -> None:
-        part, slices = slice(*self.slices.owned), self.slices
+        part, slices = slice(*self.slices.owned[0]), self.slices
         slices.reduce()
         slices.device.copy(slices.parameters[part], slices.gradients[part])
         slices.gather()

@@ -22,6 +22,7 @@ import threadpoolctl
 from numpy.typing import NDArray
 
 from hpctrain.cli.bench import cpu_name, report, table
+from hpctrain.cli.bench_compress import compress_launches
 from hpctrain.cli.bench_images import image_launches
 from hpctrain.cli.bench_launches import LAUNCHES, Launch, Maker
 from hpctrain.device.cpu import CpuDevice
@@ -56,7 +57,7 @@ def all_launches() -> dict[str, Callable[[Maker], Launch]]:
 
     All kernels are there, which a test holds; one that is being written may be missing.
     """
-    known = LAUNCHES | image_launches()
+    known = LAUNCHES | image_launches() | compress_launches()
     return {name: known[name] for name in kernel_table() if name in known}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpctrain.cli.bench_contenders import Contender
+from hpctrain.cli.bench_fit import chosen
 from hpctrain.collectives.algorithms import PRESETS, all_reduce, preset
 from hpctrain.collectives.interpreter import Interpreter, node_list, shared_buffers
 
@@ -54,15 +55,21 @@ def scheduled(
     names: Sequence[str],
     source: Array,
     expected: np.ndarray[Any, Any],
+    choices: str | None = None,
 ) -> list[Contender]:
-    """One contender per named algorithm ("all": every one), each with a buffer of its own.
+    """One contender per named algorithm ("all": every one; "auto": what the file `choices` names
+    for this size), each with a buffer of its own.
 
     Collective. On a GPU only algorithms without peer reads; `UsageError` for others.
     """
     found: list[Contender] = []
     nodes, n = node_list(ranks), source.shape[0]
     for name in PRESETS if "all" in names else names:
-        schedule = all_reduce(nodes, n, source.dtype.itemsize, preset(name), name=name)
+        itemsize = source.dtype.itemsize
+        if name == "auto":
+            schedule = chosen(ranks, n, itemsize, choices)
+        else:
+            schedule = all_reduce(nodes, n, itemsize, preset(name), name=name)
         if device.name == "cpu":
             array, peers = shared_buffers(ranks, device, n, source.dtype)
         else:

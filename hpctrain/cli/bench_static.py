@@ -27,9 +27,10 @@ ENOUGH = 0.5  # of a multiprocessor's threads: hides the latency of memory
 # By kernel: less, for the GPUs and types named. The compiler keeps the 16 elements of a patch and
 # their addresses in registers; each thread has 16 loads in flight, which makes up for the threads.
 LESS: dict[str, tuple[float, str]] = {
-    "winograd_input": (0.375, "float64; float16 on sm_70: a patch of 16 and its addresses"),
+    "winograd_input": (0.375, "float64: a patch of 16 and its addresses"),
     "winograd_weights": (0.375, "sm_70, not in float32: 9 taps and 16 addresses"),
     "winograd_weights_flipped": (0.25, "sm_70: 9 taps and 16 addresses"),
+    "orthonormalize": (0.375, "a launch of few threads: a warp for each matrix"),
     "batch_averages": (0.375, "sm_70, float64: a launch of few threads"),
     "softmax_cross_entropy": (0.375, "sm_70, float64: the polynomials of exp and log"),
 }

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hpctrain.autograd import Tape, Variable
 from hpctrain.cli.bench_launches import SIZES, Maker
+from hpctrain.compress.select import Selector
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.nn.batch_norm import batch_norm
 from hpctrain.nn.losses import softmax_cross_entropy
@@ -71,6 +72,7 @@ def operations(device: CpuDevice, dtype: str) -> Iterator[Operation]:
     )  # fmt: skip
     yield _cross_entropy(make)
     yield _adamw(make)
+    yield _selection(make)
 
 
 def _pair(
@@ -185,6 +187,23 @@ def _adamw(make: Maker) -> Operation:
         return _difference([parameters], [tensor.detach()])
 
     return Operation("AdamW (PyTorch: fused)", "4 Mi", ours, theirs, difference)
+
+
+def _selection(make: Maker) -> Operation:
+    n, k = 8_000_000, 8000
+    host = np.random.default_rng(1).standard_normal(n).astype(make.dtype)
+    tensor = torch.from_numpy(host)
+    selector = Selector(make.device, n, make.dtype)
+
+    def difference() -> float:
+        """Of the absolute values, smallest first; PyTorch's order of equal ones is not defined."""
+        values, _ = selector.select(host, k)
+        return _difference([np.sort(np.abs(values))], [torch.topk(tensor.abs(), k)[0].flip(0)])
+
+    return Operation(
+        "top-k, exact", "8000 of 8 M", lambda: selector.select(host, k),
+        lambda: torch.topk(tensor.abs(), k), difference,
+    )  # fmt: skip
 
 
 def _tensor(host: Array) -> Tensor:

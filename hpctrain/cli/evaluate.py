@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from hpctrain.log import say
     from hpctrain.train.evaluate import evaluate
-    from hpctrain.train.loop import load_model
     from hpctrain.train.records import as_dict
+    from hpctrain.train.restoring import load_model
     from hpctrain.train.session import open_session
 
     config = configuration.config

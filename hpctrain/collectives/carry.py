@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.mpi import messages
+from hpctrain.mpi.rounds import Idle
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -46,7 +47,7 @@ class Carrier(Protocol):
     """The exchanges of flat arrays that a sliced reduction is made of. All are collective.
 
     A round is one piece, (start, stop) in elements, per rank of the communicator, the same on all
-    ranks; pieces start at multiples of 64 bytes and hold at most `width` elements.
+    ranks; pieces start at multiples of 32 bytes and hold at most `width` elements.
     """
 
     def exchange(
@@ -70,9 +71,14 @@ class Direct:
     """MPI reads and writes the device's arrays themselves."""
 
     def __init__(
-        self, comm: MPI.Intracomm, device: Device, dtype: np.dtype[Any], width: int
+        self,
+        comm: MPI.Intracomm,
+        device: Device,
+        dtype: np.dtype[Any],
+        width: int,
+        idle: Idle | None = None,
     ) -> None:
-        self._comm, self._device = comm, device
+        self._comm, self._device, self._idle = comm, device, idle
         self._grain = messages.LINE // dtype.itemsize
         # A GPU's pool may hand out memory that MPI cannot register: take an allocation of its own.
         allocate = device.empty if device.name == "cpu" else device.shared
@@ -85,14 +91,16 @@ class Direct:
         """See `Carrier`. One synchronization per round: the rows must have been read."""
         for pieces in rounds:
             settle(self._device)
-            messages.exchange(self._comm, array, lines(pieces, self._grain), self._received)
+            parts = lines(pieces, self._grain)
+            messages.exchange(self._comm, array, parts, self._received, self._idle)
             yield 0, pieces, self._rows
 
     def gather(self, array: Array, rounds: Sequence[Round]) -> None:
         """See `Carrier`. One synchronization."""
         settle(self._device)
         for pieces in rounds:
-            messages.gather_parts(self._comm, array, lines(pieces, self._grain))
+            parts = lines(pieces, self._grain)
+            messages.gather_parts(self._comm, array, parts, None, self._idle)
 
     def allreduce(self, array: Array, message_bytes: int) -> None:
         """See `Carrier`. One synchronization."""
@@ -127,9 +135,14 @@ class Staged:
     """Device memory goes to and from MPI through pinned host memory, in two alternating slots."""
 
     def __init__(
-        self, comm: MPI.Intracomm, device: Device, dtype: np.dtype[Any], width: int
+        self,
+        comm: MPI.Intracomm,
+        device: Device,
+        dtype: np.dtype[Any],
+        width: int,
+        idle: Idle | None = None,
     ) -> None:
-        self._comm, self._device, self._width = comm, device, width
+        self._comm, self._device, self._width, self._idle = comm, device, width, idle
         self._grain = messages.LINE // dtype.itemsize
         self._slots = [Slot(device, dtype, comm.size, width) for _ in range(2)]
 
@@ -142,7 +155,7 @@ class Staged:
         for turn, pieces, slot in self._turns(array, rounds, others):
             slot.left()
             rows = lines(self._in_rows(pieces), self._grain)
-            messages.exchange(self._comm, slot.sent, rows, slot.received)
+            messages.exchange(self._comm, slot.sent, rows, slot.received, self._idle)
             start, stop = pieces[rank]
             for first, last in ((0, rank), (rank + 1, size)):  # rows before and after this rank's
                 part = slice(first * width, last * width)
@@ -157,9 +170,8 @@ class Staged:
         for _, pieces, slot in self._turns(array, rounds, [rank]):
             slot.left()
             rows = self._in_rows(pieces)
-            messages.gather_parts(
-                self._comm, slot.received, lines(rows, self._grain), slot.sent[own:]
-            )
+            parts = lines(rows, self._grain)
+            messages.gather_parts(self._comm, slot.received, parts, slot.sent[own:], self._idle)
             for k, ((start, stop), (first, last)) in enumerate(zip(pieces, rows, strict=True)):
                 if k != rank and start < stop:
                     self._upload(slot, slot.received[first:last], array[start:stop])
@@ -216,5 +228,5 @@ class Staged:
 
 
 def lines(pieces: Round, grain: int) -> list[Range]:
-    """Elements to lines of 64 bytes; the last line may be padding in part."""
+    """Elements to lines of 32 bytes; the last line may be padding in part."""
     return [(a // grain, -(-b // grain)) if a < b else (0, 0) for a, b in pieces]

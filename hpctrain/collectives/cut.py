@@ -1,6 +1,6 @@
-"""Who adds up and who owns which range of a flat array.
+"""Who adds up and who owns which range of a flat array, or of one bucket of it.
 
-The array is cut twice. First into C columns, C being the smallest number of ranks on any node:
+It is cut twice. First into C columns, C being the smallest number of ranks on any node:
 column c belongs to the ranks with local rank c, one on every node. Then each column into one
 slice per node. The rank with local rank c on node k owns slice k of column c; ranks with a local
 rank of C or more own nothing.
@@ -40,11 +40,15 @@ def part(span: Range, parts: int, index: int, grain: int) -> Range:
 
 @dataclass(frozen=True)
 class Cut:
-    """The cut of `n` elements of `itemsize` bytes for nodes of `local_sizes` ranks."""
+    """The cut of `n` elements of `itemsize` bytes for nodes of `local_sizes` ranks.
+
+    `start`: the first of them, a multiple of 64 bytes.
+    """
 
     n: int
     itemsize: int
     local_sizes: tuple[int, ...]
+    start: int = 0
 
     @property
     def grain(self) -> int:
@@ -57,22 +61,27 @@ class Cut:
         return -(-self.n // self.grain) * self.grain
 
     @property
+    def span(self) -> Range:
+        """All elements."""
+        return self.start, self.start + self.n
+
+    @property
     def columns(self) -> int:
         return min(self.local_sizes)
 
     def column(self, local_rank: int) -> Range:
         """The range of the ranks with this local rank; empty where they own nothing."""
         if local_rank >= self.columns:
-            return 0, 0
-        return part((0, self.n), self.columns, local_rank, self.grain)
+            return self.start, self.start
+        return part(self.span, self.columns, local_rank, self.grain)
 
     def slice(self, node: int, local_rank: int) -> Range:
-        """The range that one rank owns. All ranks' together are [0, n), without overlap."""
+        """The range that one rank owns. All ranks' together are `span`, without overlap."""
         return part(self.column(local_rank), len(self.local_sizes), node, self.grain)
 
     def sums(self, node: int, local_rank: int) -> Iterator[tuple[int, int, int]]:
         """What a rank adds up over its node: (local rank whose column it lies in, start, stop)."""
-        start, stop = part((0, self.n), self.local_sizes[node], local_rank, self.grain)
+        start, stop = part(self.span, self.local_sizes[node], local_rank, self.grain)
         for owner in range(self.columns):
             first, last = self.column(owner)
             first, last = max(first, start), min(last, stop)

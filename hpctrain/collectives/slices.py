@@ -1,11 +1,12 @@
 """Reduce a slice, update a slice, gather the parameters: the exchange of data-parallel training.
 
 Every rank ends with the sum of its own slice of the gradient, updates that slice of the
-parameters, and then all get all parameters. Inside a node nothing is sent: the ranks map each
+parameters, and then all get all parameters. The flat arrays may be cut into buckets, in which this
+is done one after the other. Inside a node nothing is sent: the ranks map each
 other's gradients, so that adding up reads each gradient once, straight from its owner's memory. On
 the CPU they share one parameter array as well, and gathering is a fence; on a GPU each has its own,
 and copies its peers' parts. Between nodes a rank exchanges only its column (`cut.py`) by messages
-(`across.py`).
+(`across.py`, or another `between.Between`).
 
 One step of two nodes of two ranks, A B and C D; each owns a quarter:
 
@@ -20,30 +21,32 @@ Layer: collectives. Is given a topology and a device; knows nothing of what the 
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hpctrain.collectives import carry
-from hpctrain.collectives.across import Across, carrier
-from hpctrain.collectives.cut import Cut
-from hpctrain.collectives.peers import MappedMemory, MappingError, Memory, OwnMemory, SharedMemory
-from hpctrain.device.dtypes import FLOATS, is_short, wide_dtype
-from hpctrain.errors import DeviceError, UsageError, nearest
+from hpctrain.collectives.across import Dense, carrier
+from hpctrain.collectives.background import Background
+from hpctrain.collectives.between import Between, Crossing
+from hpctrain.collectives.bucket import Bucket, Shared, checked
+from hpctrain.collectives.cut import GRAIN, Cut, Range
+from hpctrain.collectives.modes import MODES, background_wanted, check, open_memory
+from hpctrain.collectives.peers import Memory, OwnMemory
+from hpctrain.device.dtypes import is_short, wide_dtype
 from hpctrain.mpi import gpu, messages
+from hpctrain.mpi.rounds import for_thread
 from hpctrain.mpi.topology import Topology, alone
-from hpctrain.mpi.window import WindowError
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from hpctrain.device import Device
 
 __all__ = ["MODES", "SliceReduction"]
-
-log = logging.getLogger(__name__)
-
-MODES = ("auto", "shared", "ipc", "messages", "allreduce")
 
 
 class SliceReduction:
@@ -54,12 +57,18 @@ class SliceReduction:
         gpu_mpi: whether messages are sent from and to a GPU's memory itself.
         gradients: shape (n,), this rank's; it writes them, and `reduce` adds them up.
         parameters: shape (n,); with "shared" one array for all ranks of the node.
-        owned: (start, stop), the range this rank updates. Except with "allreduce" the ranges of
-            all ranks together are [0, n) without overlap; a range may be empty.
+        owned: the range (start, stop) of each bucket that this rank updates; it may be empty.
+            Those of all ranks together are [0, n) without overlap; except with "allreduce", and
+            where each node owns everything: see `counted`.
         peers: the gradients of the ranks of the node, in local rank order, with "shared" and "ipc".
-        sums: what `reduce` leaves, the sum over all ranks of the range `owned` of the gradients:
-            that range itself, or an array of float32 where they are bfloat16 or float16.
+        sums: what `reduce` leaves: the sums over all ranks of the gradients in `owned`, one range
+            after the other; of float32 where gradients are bfloat16 or float16. It is that part of
+            `gradients` itself where the ranges follow on one another and need no wider type.
+        between: what crosses nodes, for each bucket that has something to cross.
+        buckets: the ranges that are reduced one after the other.
         sliced: whether ranks own different ranges; with "allreduce" each owns everything.
+        counted: whether the ranges `owned` of all ranks for which this is true are [0, n) without
+            overlap: whoever adds up over ranks, or writes a file, leaves the others out.
         writes_parameters: whether this rank is the one to set initial values of `parameters`.
 
     All arrays start as zeros, and live as long as something refers to them; with "ipc" the peers'
@@ -75,6 +84,9 @@ class SliceReduction:
         mode: str = "auto",
         message_bytes: int | None = None,
         gpu_mpi: str = "auto",
+        buckets: Sequence[Range] | None = None,
+        crossing: Crossing | None = None,
+        overlap: str = "off",
     ) -> None:
         """Collective over `topology.comm`; all arguments are the same on all ranks.
 
@@ -88,38 +100,54 @@ class SliceReduction:
                 the CPU, ipc on a GPU; messages (and a warning on rank 0) where that fails.
             message_bytes: the most bytes in one message; the default suits.
             gpu_mpi: whether MPI is given GPU memory: "on", "off" or "auto", see `mpi.gpu.decide`.
+            buckets: ranges that are reduced one after the other; default: all at once.
+            crossing: what crosses nodes; default `Dense`. With "allreduce" it is not asked.
+            overlap: whether a thread does the exchanges while the rank goes on: "on", "off" or
+                "auto", on where messages cross nodes; see `background_wanted`. The sums are the
+                same bits.
 
         Raises:
-            UsageError: an unknown mode, dtype or `gpu_mpi`.
+            UsageError: an unknown mode, dtype or `gpu_mpi`; buckets that do not cover the array.
             DeviceError: mode "shared" or "ipc" on a device that lacks it, or where the memory
                 cannot be shared or mapped; the text says why.
         """
         dtype = np.dtype(dtype)
-        _check(mode, dtype, device)
+        check(mode, dtype, device)
         self.n, self.dtype, self.device = n, dtype, device
         self._own_topology: Topology | None = None
         self._message_bytes = message_bytes
-        memory = self._open_memory(topology, mode)
+        ranges = self.buckets = checked(buckets, n, GRAIN // dtype.itemsize)
+        self.mode, memory = open_memory(topology, device, n, dtype, mode)
         if memory is None:
-            self.mode = "allreduce" if mode == "allreduce" else "messages"
             topology = self._own_topology = alone(topology)
             count = Cut(n, dtype.itemsize, topology.local_sizes).padded
             memory = OwnMemory(device, count, dtype)
         self._memory: Memory = memory
         self._topology, self._comm = topology, topology.comm
-        self._cut = Cut(n, dtype.itemsize, topology.local_sizes)
-        self._take_arrays()
+        self._gradients, self._parameters = memory.gradients, memory.parameters
+        self.gradients, self.parameters = self._gradients[:n], self._parameters[:n]
+        self.peers: list[Any] = [peer[:n] for peer in memory.peers]
         crosses = topology.node_count > 1 and device.name != "cpu"
         self.gpu_mpi = crosses and gpu.decide(topology.comm, device.name, gpu_mpi).on
-        self._across = self._make_across()
         self._whole: carry.Carrier | None = None
-        if self.mode == "allreduce":
-            wide = wide_dtype(dtype)  # MPI_SUM does not add 16-bit numbers
-            self._whole, _ = carrier(self._comm, device, wide, n, self.gpu_mpi, message_bytes)
+        self._buckets: list[Bucket] = []
+        self.between: tuple[Between, ...] = ()
+        self._begun = self._reduced = 0
+        self._arrivals = [0] * len(ranges)
+        self._copies: list[MPI.Intracomm] = []
+        self._background: Background | None = None
+        if self.sliced and background_wanted(overlap, self._topology, device):
+            self._background = Background()
+        self._take_ranges(ranges, crossing or Dense())
 
     @property
     def sliced(self) -> bool:
         return self.mode != "allreduce"
+
+    @property
+    def waited(self) -> float:
+        """Seconds that other threads have waited for the one that exchanges."""
+        return self._background.waited if self._background else 0.0
 
     @property
     def writes_parameters(self) -> bool:
@@ -138,33 +166,59 @@ class SliceReduction:
         """
         if self._whole is not None:
             if self._short:
-                self._widen()
+                own, n = self.gradients, self.n
+                self.device.launch("sum_widened", own, None, 0, 0, self.sums, n, work=n)
             if self._comm.size > 1:
                 limit = self._message_bytes or messages.MESSAGE_BYTES
                 self._whole.allreduce(self.sums if self._short else self._gradients, limit)
             return
-        if self._topology.local_size > 1:
-            self.fence()
-            self._sum_within_node()
-            self.fence()
-        if self._across is not None:
-            self._across.reduce()
-        elif self._short and self._topology.local_size == 1:
-            self._widen()
+        if self._background is None:
+            for bucket in self._buckets:
+                bucket.reduce()
+            return
+        self.begin(len(self._buckets))
+        self._background.wait(self._reduced)
+        self._begun = 0
 
-    def gather(self) -> None:
+    def begin(self, count: int) -> None:
+        """The gradients of the first `count` buckets are final: from now on they may be reduced.
+
+        Not collective: `reduce` is, and all ranks have to call it. Until then this rank's gradients
+        in these buckets are left alone. Without a thread nothing is done before `reduce`.
+
+        Raises what the thread has raised, as do `reduce`, `gather` and `arrive`.
+        """
+        if self._background is not None:
+            for bucket in self._buckets[self._begun : count]:
+                self._reduced = self._background.submit(bucket.reduce)
+            self._begun = max(self._begun, count)
+
+    def gather(self, wait: bool = True) -> None:
         """After every rank updated `parameters[owned]`: all are current on all ranks. Collective.
 
         Between `reduce` and the end of `gather` a rank reads and writes only `parameters[owned]`.
         Receives (N - 1) / N of n / C bytes; within the node it is a fence and, with "ipc", a copy
         of (C - 1) / C of n bytes from its peers' memory, which may go on after the return: who
         writes parameters otherwise than between `reduce` and `gather` fences before.
+
+        Without `wait` a thread goes on with it, the last bucket first: the forward pass begins with
+        these. Who reads parameters calls `arrive` before.
         """
-        if self._across is not None:
-            self._across.gather()
-        if self._topology.local_size > 1:
-            self.fence()
-            self._memory.collect((c, self._cut.column(c)) for c in range(self._cut.columns))
+        for index in reversed(range(len(self._buckets))):
+            if self._background is None:
+                self._buckets[index].gather()
+            else:
+                self._arrivals[index] = self._background.submit(self._buckets[index].gather)
+        if wait:
+            self.arrive()
+
+    def arrive(self, bucket: int = 0) -> None:
+        """Wait until the parameters of a bucket, and of all after it, are current. Not collective.
+
+        Quick where they are.
+        """
+        if self._background is not None:
+            self._background.wait(self._arrivals[bucket])
 
     def all_reduce(self, values: NDArray[np.float64]) -> None:
         """Replace a few float64 `values` on the host by their sums over all ranks. Collective."""
@@ -182,112 +236,65 @@ class SliceReduction:
 
     def free(self) -> None:
         """Give communicators and the peers' memory back. Collective."""
-        self._across = self._whole = None
+        if self._background is not None:
+            self._background.close()
+        self._whole = None
         self.peers.clear()
-        self._sums.clear()
-        self._table = None
+        self._buckets.clear()
+        self.between = ()
         self._memory.free()
         if self._own_topology is not None:
             self._own_topology.free()
             self._own_topology = None
+        for comm in self._copies:
+            comm.Free()
+        self._copies = []
 
-    def _open_memory(self, topology: Topology, mode: str) -> Memory | None:
-        """Memory that the node's ranks see; None where it is not wanted, or not possible."""
-        count = Cut(self.n, self.dtype.itemsize, topology.local_sizes).padded
-        try:
-            if self.device.name == "cpu" and mode in ("auto", "shared"):
-                self.mode = "shared"
-                return SharedMemory(topology, self.device, count, self.dtype)
-            several = max(topology.local_sizes) > 1
-            if self.device.name != "cpu" and (mode == "ipc" or (mode == "auto" and several)):
-                self.mode = "ipc"
-                return MappedMemory(topology, self.device, count, self.dtype)
-        except (WindowError, MappingError) as error:
-            if mode != "auto":
-                raise DeviceError(
-                    f'reduction "{mode}" is not possible: {error}; use "messages", smaller '
-                    "models, or fewer ranks per node"
-                ) from None
-            if topology.rank == 0:
-                wanted = {"shared": "shared memory", "ipc": "CUDA IPC"}[self.mode]
-                log.warning("messages instead of %s within nodes: %s", wanted, error)
-        return None
-
-    def _take_arrays(self) -> None:
-        where = self._topology
-        self._gradients, self._parameters = self._memory.gradients, self._memory.parameters
-        self.gradients = self._gradients[: self.n]
-        self.parameters = self._parameters[: self.n]
-        self.peers: list[Any] = [peer[: self.n] for peer in self._memory.peers]
-        self._table = self.device.peers(self.peers) if self.peers else None
-        self._sums: list[tuple[Any, int, int]] = [
-            (self.peers[owner][start:stop], start, stop - start)
-            for owner, start, stop in self._cut.sums(where.node_index, where.local_rank)
-            if self.peers
-        ]
-        self.owned = (0, self.n)
-        if self.sliced:
-            self.owned = self._cut.slice(where.node_index, where.local_rank)
-        start, stop = self.owned
-        self.sums = self.gradients[start:stop]
+    def _take_ranges(self, ranges: Sequence[Range], crossing: Crossing) -> None:
+        """Who owns and sums what: `owned`, `sums` and the buckets."""
+        self.owned, self.counted = tuple(ranges), self._comm.rank == 0
         self._short = is_short(self.dtype)
-        if self._short:
-            self.sums = self.device.empty(stop - start, wide_dtype(self.dtype))
-            self._others = self.device.peers(self.peers[1:]) if self.peers[1:] else None
+        if not self.sliced:
+            self.sums = self._room_for_sums()
+            wide = wide_dtype(self.dtype)  # MPI_SUM does not add 16-bit numbers
+            self._whole, _ = carrier(
+                self._comm, self.device, wide, self.n, self.gpu_mpi, self._message_bytes
+            )
+            return
+        shared, sizes = self._shared(crossing), self._topology.local_sizes
+        cuts = [Cut(stop - start, self.dtype.itemsize, sizes, start) for start, stop in ranges]
+        self.owned = tuple(shared.owned(cut) for cut in cuts)
+        self.counted = not shared.whole or self._topology.node_index == 0
+        self.sums = self._room_for_sums()
+        at = 0
+        for cut, (start, stop) in zip(cuts, self.owned, strict=True):
+            self._buckets.append(Bucket(shared, cut, self.sums[at : at + stop - start]))
+            at += stop - start
+        self.between = tuple(b.between for b in self._buckets if b.between is not None)
 
-    def _make_across(self) -> Across | None:
-        where = self._topology
-        if not self.sliced or where.node_count == 1 or where.local_rank >= self._cut.columns:
-            return None
-        return Across(
-            where.cross,
-            [self._cut.slice(node, where.local_rank) for node in range(where.node_count)],
-            self.device,
-            self._gradients,
-            self._parameters,
-            self.sums,
+    def _room_for_sums(self) -> Any:
+        """See `sums`."""
+        filled = [(start, stop) for start, stop in self.owned if start < stop]
+        pairs = zip(filled, filled[1:], strict=False)
+        if not self._short and all(one[1] == other[0] for one, other in pairs):
+            return self.gradients[filled[0][0] : filled[-1][1]] if filled else self.gradients[:0]
+        count = sum(stop - start for start, stop in filled)
+        return self.device.empty(count, wide_dtype(self.dtype))
+
+    def _shared(self, crossing: Crossing) -> Shared:
+        peers, device, where, idle = self.peers, self.device, self._topology, None
+        if self._background is not None:
+            self._copies = for_thread(where.node, where.cross)
+            where = replace(where, node=self._copies[0], cross=self._copies[1])
+            idle = self._background.idle
+        return Shared(
+            where,
+            device,
+            self._memory,
+            crossing,
+            device.peers(peers) if peers else None,
+            device.peers(peers[1:]) if self._short and peers[1:] else None,
             self.gpu_mpi,
             self._message_bytes,
-        )
-
-    def _sum_within_node(self) -> None:
-        """Add up this rank's part of the node's sums, each into its column's rank's memory.
-
-        Of 16-bit gradients on a single node that is this rank's slice, in float32.
-        """
-        for target, start, count in self._sums:
-            if self._short and self._topology.node_count == 1:
-                first = self.peers[0][start : start + count]
-                self.device.launch(
-                    "sum_widened", first, self._others, len(self.peers) - 1, start, self.sums,
-                    count, work=count,
-                )  # fmt: skip
-                continue
-            self.device.launch(
-                "sum_peers", self._table, len(self.peers), start, target, count, work=count
-            )
-
-    def _widen(self) -> None:
-        """`sums` from this rank's own gradients, where nobody adds to them."""
-        start, stop = self.owned
-        own, count = self.gradients[start:stop], stop - start
-        self.device.launch("sum_widened", own, None, 0, 0, self.sums, count, work=count)
-
-
-def _check(mode: str, dtype: np.dtype[Any], device: Device) -> None:
-    if mode not in MODES:
-        raise UsageError(
-            f"no reduction is called {mode!r}{nearest(mode, MODES)}; there are {', '.join(MODES)}"
-        )
-    if dtype not in FLOATS.values():
-        raise UsageError(f"a reduction of {dtype} is not possible: use {', '.join(FLOATS)}")
-    if mode == "shared" and device.name != "cpu":
-        raise DeviceError(
-            f'reduction "shared" needs arrays in host memory, and those of device {device.name!r} '
-            'are not: use "ipc", "messages" or "auto"'
-        )
-    if mode == "ipc" and device.name == "cpu":
-        raise DeviceError(
-            'reduction "ipc" needs the memory of a GPU, not of device "cpu": use "shared", '
-            '"messages" or "auto"'
+            idle,
         )

@@ -37,6 +37,7 @@ CTYPES: dict[str, Any] = {
     "uint64": ctypes.c_uint64,
     "int32": ctypes.c_int32,
     "uint32": ctypes.c_uint32,
+    "uint16": ctypes.c_uint16,
     "uint8": ctypes.c_uint8,
     "double": ctypes.c_double,
     "float32": ctypes.c_float,
@@ -47,6 +48,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "uint64": np.dtype(np.uint64),
     "int32": np.dtype(np.int32),
     "uint32": np.dtype(np.uint32),
+    "uint16": np.dtype(np.uint16),
     "uint8": np.dtype(np.uint8),
     "double": np.dtype(np.float64),
     **FLOATS,
@@ -67,8 +69,14 @@ def telling(kernel: Kernel) -> tuple[int, ...]:
 
 
 def real_dtype(kernel: Kernel, args: tuple[Any, ...]) -> str:
-    """The real type of a launch, such as "float32": the dtype of the first array that tells it."""
-    for index in telling(kernel):
+    """The real type of a launch, such as "float32": the dtype of the first array that tells it.
+
+    A kernel without arrays of `real` or `wide` is the same for all types; then it is "float32".
+    """
+    positions = telling(kernel)
+    if not positions:
+        return "float32"
+    for index in positions:
         value = args[index] if index < len(args) else None
         if value is not None:
             found = REALS.get(value.dtype)

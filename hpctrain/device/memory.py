@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,10 @@ def aligned_empty(nbytes: int) -> NDArray[np.uint8]:
 
 
 class Pool:
-    """Arrays whose memory is used again once they are garbage. Not safe across threads."""
+    """Arrays whose memory is used again once they are garbage. Several threads may ask at once."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._blocks: dict[int, list[NDArray[np.uint8]]] = {}
         self.reserved = 0  # bytes held by the pool, in use or not
 
@@ -42,7 +44,8 @@ class Pool:
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < SMALL:
             return np.empty(shape, dtype)
-        block = self._block(_size_class(nbytes))
+        with self._lock:  # from the look at a block to the first reference to it
+            block = self._block(_size_class(nbytes))
         return np.ndarray(shape, dtype, block, -block.ctypes.data % ALIGNMENT)
 
     def _block(self, size: int) -> NDArray[np.uint8]:

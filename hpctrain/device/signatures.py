@@ -17,7 +17,7 @@ from hpctrain.errors import KernelError, nearest
 
 __all__ = ["Kernel", "Parameter", "kernel_folder", "kernel_named", "kernel_table", "kernels_of"]
 
-SCALARS = {"real", "wide", "int64", "uint64", "int32", "uint32", "uint8", "double"}
+SCALARS = {"real", "wide", "int64", "uint64", "int32", "uint32", "uint16", "uint8", "double"}
 _DEFINITION = re.compile(r"^(ELEMENTS|ROWS)_KERNEL\s+(\w+)\s*\(([^)]*)\)", re.MULTILINE)
 _PARAMETER = re.compile(r"^(const )?(\w+)((?: ?\*(?: ?const ?\*)?)?)\s*(?:__restrict__)?\s*(\w+)$")
 

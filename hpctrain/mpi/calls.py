@@ -13,22 +13,45 @@ __all__ = ["Log", "compact", "expand"]
 
 
 class Log:
-    """What this rank last did with MPI. Written by one thread, read by any.
+    """What a thread of this rank last did with MPI. Written by that thread, read by any.
 
     Attributes:
-        inside: the call that the rank is in: its name; "" outside.
+        inside: the call that the thread is in: its name; "" outside.
         group, number: of the newest collective: which ranks, and the how-manieth of that group.
-        counts: collectives entered so far, by group.
-        events: grows with every call that begins or ends, and with `alive`.
+        counts: collectives entered so far, by group; of all threads.
         seconds: time spent inside so far.
+        branches: the logs of other threads.
     """
 
     def __init__(self) -> None:
         self.inside = self.last = self.group = ""
-        self.number = self.events = 0
+        self.number = 0
         self.counts: dict[str, int] = {}
         self.seconds = 0.0
+        self.branches: list[Log] = []
+        self._events = 0
         self._since = 0.0
+
+    @property
+    def events(self) -> int:
+        """Grows with every call that begins or ends, in any thread, and with `alive`."""
+        return self._events + sum(branch.events for branch in self.branches)
+
+    @property
+    def all_seconds(self) -> float:
+        """Time spent inside so far, by all threads together."""
+        return self.seconds + sum(branch.seconds for branch in self.branches)
+
+    def branch(self) -> Log:
+        """The log of another thread, whose communicators are its own."""
+        log = Log()
+        log.counts = self.counts
+        self.branches.append(log)
+        return log
+
+    def current(self) -> Log:
+        """The log of the thread that is inside a call; this one where several are, or none is."""
+        return next((log for log in (self, *self.branches) if log.inside), self)
 
     def enter(self, name: str, group: str) -> None:
         """A call begins; `group` is "" for a message between two ranks."""
@@ -36,18 +59,18 @@ class Log:
         if group:
             self.number = self.counts[group] = self.counts.get(group, 0) + 1
         self.inside = self.last = name
-        self.events += 1
+        self._events += 1
         self._since = time.perf_counter()
 
     def alive(self) -> None:
         """The rank gets on, without a call."""
-        self.events += 1
+        self._events += 1
 
     def leave(self) -> None:
         """It ends."""
         self.seconds += time.perf_counter() - self._since
         self.inside = ""
-        self.events += 1
+        self._events += 1
 
 
 def compact(ranks: Iterable[int]) -> str:

@@ -1,7 +1,7 @@
 """Plain messages on arrays: what the collectives need from MPI, with no limit on the size.
 
 MPI counts in 32-bit integers (Open MPI refuses more), so long buffers go in several messages, and
-buffers that hold many ranks' parts are counted in lines of 64 bytes.
+buffers that hold many ranks' parts are counted in lines of 32 bytes.
 
 An array is one of NumPy, or of a GPU where the MPI library may be given its memory; then the caller
 has waited for the work that writes or reads it (nothing here does).
@@ -19,16 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.errors import UsageError
+from hpctrain.mpi.rounds import Idle, finish
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 __all__ = ["LINE", "MESSAGE_BYTES", "allreduce", "allreduce_sum", "exchange", "gather_parts"]
 
-LINE = 64  # bytes
+LINE = 32  # bytes: half of what slices are cut at, for those that cross in half as many bits
 IN_ORDER = 1 << 20  # bytes: a millisecond at 1 GB/s
 MESSAGE_BYTES = 1 << 30  # of one message: far below 2^31 elements of any type
 
+PART = 13  # tag
 Array = Any  # numpy.ndarray, or an array of a GPU
 Part = tuple[int, int]  # (first line, last line + 1)
 SUMMABLE = "fdilqILQ"  # dtype.char of the types that MPI_SUM has on every MPI library
@@ -79,42 +81,56 @@ def exchange(
     array: Array,
     parts: Sequence[Part],
     received: Array,
+    idle: Idle | None = None,
 ) -> None:
     """Send `parts[k]` of `array` to rank k; put rank k's part for this one into row k. Collective.
 
     Args:
-        array: contiguous, of any dtype, a multiple of 64 bytes; only read.
+        array: contiguous, of any dtype, a multiple of 32 bytes; only read.
         parts: one per rank, the same on all ranks: lines of `array`, not overlapping.
-        received: contiguous, P rows, each of a multiple of 64 bytes and with room for this rank's
+        received: contiguous, P rows, each of a multiple of 32 bytes and with room for this rank's
             part; overwritten. This rank's own row is left alone.
+        idle: see `rounds`; None: wait in MPI.
 
     One message to and from each other rank; a rank sends all parts but its own.
     """
     width = received.nbytes // comm.size // LINE
     first, last = parts[comm.rank]
-    sent = [stop - start for start, stop in parts]
-    got = [last - first] * comm.size
-    sent[comm.rank] = got[comm.rank] = 0
-    starts = [start for start, _ in parts]
-    rows = [width * k for k in range(comm.size)]
-    line = _line()
-    comm.Alltoallv([array, (sent, starts), line], [received, (got, rows), line])
+    line, others = _line(), [k for k in range(comm.size) if k != comm.rank]
+    requests = []
+    for k in others:  # sends first: see `rounds.InFlight`
+        start, stop = parts[k]
+        if start < stop:
+            requests.append(comm.Isend([array, (stop - start, start), line], k, PART))
+    if first < last:
+        requests += [
+            comm.Irecv([received, (last - first, width * k), line], k, PART) for k in others
+        ]
+    finish(comm, requests, idle)
 
 
 def gather_parts(
-    comm: MPI.Intracomm, array: Array, parts: Sequence[Part], own: Array | None = None
+    comm: MPI.Intracomm,
+    array: Array,
+    parts: Sequence[Part],
+    own: Array | None = None,
+    idle: Idle | None = None,
 ) -> None:
     """Complete `array` on all ranks, of which rank k holds the lines `parts[k]`. Collective.
 
-    `array`, `parts`: as for `exchange`. Each rank receives all parts but its own, which it has in
-    its place in `array`, or at the start of `own`.
+    `array`, `parts`, `idle`: as for `exchange`. Each rank receives all parts but its own, which it
+    has in its place in `array`, or at the start of `own`, and sends to everyone.
     """
-    from mpi4py import MPI
-
-    counts = [stop - start for start, stop in parts]
-    starts = [start for start, _ in parts]
-    mine = MPI.IN_PLACE if own is None else [own, counts[comm.rank], _line()]
-    comm.Allgatherv(mine, [array, (counts, starts), _line()])
+    line, requests = _line(), []
+    first, last = parts[comm.rank]
+    if first < last:  # sends first: see `rounds.InFlight`
+        mine = [array, (last - first, first), line] if own is None else [own, last - first, line]
+        requests += [comm.Isend(mine, k, PART) for k in range(comm.size) if k != comm.rank]
+    for k in range(comm.size):
+        start, stop = parts[k]
+        if k != comm.rank and start < stop:
+            requests.append(comm.Irecv([array, (stop - start, start), line], k, PART))
+    finish(comm, requests, idle)
 
 
 @functools.cache

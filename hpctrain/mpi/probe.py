@@ -78,13 +78,13 @@ def _sendrecv(comm: MPI.Intracomm, array: Array, received: Array) -> Array:
     return received
 
 
-def _alltoallv(comm: MPI.Intracomm, array: Array, received: Array) -> Array:
+def _exchange(comm: MPI.Intracomm, array: Array, received: Array) -> Array:
     """The exchange of slices between nodes."""
     messages.exchange(comm, array, _parts(comm.size, array), received)
     return received
 
 
-def _allgatherv(comm: MPI.Intracomm, array: Array, received: Array) -> Array:
+def _gather(comm: MPI.Intracomm, array: Array, received: Array) -> Array:
     """The gathering of parameters between nodes, in place."""
     messages.gather_parts(comm, array, _parts(comm.size, array))
     return array
@@ -109,8 +109,8 @@ OPERATIONS: dict[str, Operation] = {
     "Send, Recv": _send,
     "Isend, Irecv": _isend,
     "Sendrecv": _sendrecv,
-    "Alltoallv": _alltoallv,
-    "Allgatherv": _allgatherv,
+    "exchange of parts": _exchange,
+    "gathering of parts": _gather,
     "Allreduce": _allreduce,
 }
 

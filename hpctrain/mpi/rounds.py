@@ -1,11 +1,15 @@
 """Messages that are posted together and waited for together, and fences of any ranks.
 
+Whoever waits beside a thread that computes gives an `idle` function, which is called between two
+looks and sleeps: an MPI library's own waiting would take that thread's core.
+
 Layer: mpi. Knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +17,10 @@ import numpy as np
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["InFlight", "fence"]
+__all__ = ["Idle", "InFlight", "fence", "finish", "for_thread", "noted", "threads_may_call"]
 
 Array = Any  # of bytes, in host memory
+Idle = Callable[[], None]
 MESSAGE, MEETING = 11, 12  # tags
 NOTHING = np.empty(0, np.uint8)
 
@@ -35,30 +40,57 @@ class InFlight:
         """
         from mpi4py import MPI
 
-        self._all = MPI.Request.Waitall
-        self._some = MPI.Request.Testall
-        self._count = len(receives)
+        self._comm, self._count = comm, len(receives)
+        # Sends first. Over TCP, Open MPI answers a partner's announced message when its receive is
+        # posted. If that answer comes before our own announcement, the partner begins to send and
+        # answers us behind its whole message: one direction after the other, in twice the time.
+        leaving = [comm.Isend([b, MPI.BYTE], rank, MESSAGE) for rank, b in sends]
         self._requests = [comm.Irecv([b, MPI.BYTE], rank, MESSAGE) for rank, b in receives]
-        self._requests += [comm.Isend([b, MPI.BYTE], rank, MESSAGE) for rank, b in sends]
+        self._requests += leaving
         self._statuses = [MPI.Status() for _ in self._requests]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is under way any more, as far as `progress` has seen."""
+        return not self._requests
 
     def progress(self) -> None:
         """Let MPI move what it can: most libraries move long messages only when they are called."""
+        from mpi4py import MPI
+
         # Completed requests become null ones, whose status says nothing: keep the first answer.
-        if self._requests and self._some(self._requests, self._statuses):
+        if self._requests and MPI.Request.Testall(self._requests, self._statuses):
             self._requests = []
 
-    def wait(self) -> list[int]:
+    def wait(self, idle: Idle | None = None) -> list[int]:
         """Wait for all; the bytes that each receive got."""
         from mpi4py import MPI
 
         if self._requests:
-            self._all(self._requests, self._statuses)
+            finish(self._comm, self._requests, idle, self._statuses)
             self._requests = []
         return [status.Get_count(MPI.BYTE) for status in self._statuses[: self._count]]
 
 
-def fence(comm: MPI.Intracomm, members: Sequence[int]) -> None:
+def finish(
+    comm: MPI.Intracomm,
+    requests: list[MPI.Request],
+    idle: Idle | None = None,
+    statuses: list[MPI.Status] | None = None,
+    name: str = "exchange",
+) -> None:
+    """Wait for requests of `comm`; a watched communicator notes it as the collective `name`."""
+    from mpi4py import MPI
+
+    with noted(comm, name):
+        if idle is None:
+            MPI.Request.Waitall(requests, statuses)
+            return
+        while not MPI.Request.Testall(requests, statuses):
+            idle()
+
+
+def fence(comm: MPI.Intracomm, members: Sequence[int], idle: Idle | None = None) -> None:
     """Wait until all `members` (ranks of `comm`, in the same order on all) have come here.
 
     Collective over `members`; ceil(lg n) empty messages each way. In round k everyone tells the
@@ -69,5 +101,30 @@ def fence(comm: MPI.Intracomm, members: Sequence[int]) -> None:
     me, size, apart = members.index(comm.rank), len(members), 1
     while apart < size:
         to, source = members[(me + apart) % size], members[(me - apart) % size]
-        comm.Sendrecv(NOTHING, to, MEETING, NOTHING, source, MEETING)
+        requests = [comm.Irecv(NOTHING, source, MEETING), comm.Isend(NOTHING, to, MEETING)]
+        finish(comm, requests, idle, name="fence")
         apart *= 2
+
+
+def noted(comm: MPI.Intracomm, name: str) -> contextlib.AbstractContextManager[None]:
+    """Note what is done meanwhile as a collective of `comm`, where it is watched."""
+    note = getattr(comm, "noted", None)
+    return contextlib.nullcontext() if note is None else note(name)
+
+
+def for_thread(*comms: MPI.Intracomm) -> list[MPI.Intracomm]:
+    """Duplicates that another thread of this rank uses, beside the originals. Collective."""
+    copies = [comm.Dup() for comm in comms]
+    watched: list[Any] = [comm for comm in copies if hasattr(comm, "log")]
+    if watched:
+        branch = watched[0].log.branch()
+        for comm in watched:
+            comm.log = branch
+    return copies
+
+
+def threads_may_call() -> bool:
+    """Whether several threads of this rank may be inside MPI at once."""
+    from mpi4py import MPI
+
+    return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)

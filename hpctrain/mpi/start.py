@@ -117,6 +117,11 @@ def start(allow_singleton: bool = False) -> MPI.Intracomm:
     with contextlib.suppress(io.UnsupportedOperation, AttributeError, ValueError):
         if not faulthandler.is_enabled():
             faulthandler.enable()  # a crash shows where; fails where stderr is no real file
+    import mpi4py
+
+    # Else the first reduction of objects on a communicator duplicates it while it holds Python's
+    # lock: should a rank die meanwhile, no thread could say so, not even the watchdog's.
+    mpi4py.rc.fast_reduce = False
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD

@@ -5,16 +5,19 @@
 
 Communicators split or duplicated from it note into the same log. Collectives are counted for each
 communicator, so that the counts of its ranks can be compared: who has a smaller one did not come.
-A note takes about a microsecond.
+A call takes half a microsecond to one longer: measured with Open MPI 5 on one rank of a quiet
+machine, a Barrier 0.61 us instead of 0.06, an Allreduce of 8 bytes 1.09 instead of 0.37.
 
 Layer: mpi. Knows nothing of what is done with the notes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from mpi4py import MPI
@@ -31,6 +34,8 @@ COLLECTIVES = (
 MESSAGES = ("Send", "Recv", "Sendrecv", "Isend", "Irecv", "send", "recv", "sendrecv", "Probe")
 CHILDREN = ("Dup", "Split", "Split_type", "Create", "Create_group")
 
+ABORT_WITHIN = 20  # seconds; then this rank leaves with 1, and the launcher ends the others
+
 
 class WatchedComm(MPI.Intracomm):
     """An intracommunicator that notes into `log`. Made by `watch`."""
@@ -38,6 +43,15 @@ class WatchedComm(MPI.Intracomm):
     log: Log
     members: str  # "0-3,6 (2)": its ranks in the world, and the how-manieth communicator of them
     made: dict[str, int]  # communicators by their ranks, to number the next
+
+    @contextlib.contextmanager
+    def noted(self, name: str) -> Iterator[None]:
+        """Note what is done meanwhile as a collective called `name`."""
+        self.log.enter(name, self.members)
+        try:
+            yield
+        finally:
+            self.log.leave()
 
 
 def watch(comm: MPI.Intracomm, log: Log) -> WatchedComm:
@@ -60,6 +74,8 @@ def _watched(comm: MPI.Intracomm, log: Log, made: dict[str, int]) -> WatchedComm
 def end_all_ranks(code: int) -> None:
     """End the job from any thread, though the main thread may sit in an MPI call."""
     if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
+        # Needs no lock of Python's, which an Abort that does not come to an end would keep.
+        faulthandler.dump_traceback_later(ABORT_WITHIN, exit=True)
         MPI.COMM_WORLD.Abort(code)
     os._exit(code)  # a launcher ends the other ranks of one that left without MPI_Finalize
 

@@ -8,7 +8,7 @@ Layer: nn. Knows nothing of ranks and optimizers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,9 @@ __all__ = ["Layouts", "Module", "Parameter", "Statistic"]
 class Parameter(Variable):
     """A trained tensor. `value` and `place` are set by `Module.bind`.
 
+    `arrive`, if not None, is called whenever the value is read: other ranks' updates may still be
+    on their way, and it waits for them.
+
     Args:
         shape: its shape.
         bound: initial values are uniform in [-bound, bound); ignored where `constant` is given.
@@ -35,7 +38,7 @@ class Parameter(Variable):
             that is, only for tensors of two or more dimensions).
     """
 
-    __slots__ = ("bound", "constant", "decay", "declared_shape")
+    __slots__ = ("_value", "arrive", "bound", "constant", "decay", "declared_shape")
 
     def __init__(
         self,
@@ -44,11 +47,23 @@ class Parameter(Variable):
         constant: float | None = None,
         decay: bool | None = None,
     ) -> None:
+        self.arrive: Callable[[], None] | None = None
         super().__init__(None, needs_grad=True)
         self.declared_shape = shape
         self.bound = bound
         self.constant = constant
         self.decay = len(shape) > 1 if decay is None else decay
+
+    @property
+    def value(self) -> Any:
+        """The parameter's current value, a view of a store."""
+        if self.arrive is not None:
+            self.arrive()
+        return self._value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._value = value
 
     def initial(self, seed: int, name: str) -> NDArray[np.float64]:
         """The initial value: a pure function of seed and name."""

@@ -92,6 +92,11 @@ class RunFolder:
         if self._metrics is not None:
             self._metrics.flush()
 
+    def sync(self) -> None:
+        """Put on the disk what was handed to the system; a thread may do it."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+
     def status(self, state: str, **values: Any) -> None:
         """Write STATUS.json; the states are listed above."""
         if self._writes and self.path.is_dir():

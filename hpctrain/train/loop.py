@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from hpctrain import checkpoint
-from hpctrain.checkpoint import Part
 from hpctrain.data import Batch, Loader
-from hpctrain.device.dtypes import wide_dtype
-from hpctrain.errors import CheckpointError
+from hpctrain.errors import DivergedError
 from hpctrain.mpi.calls import Log
-from hpctrain.nn.layout import Store
 from hpctrain.sections import RunConfig
+from hpctrain.train.balance import Balance
 from hpctrain.train.evaluate import Evaluation, evaluate
 from hpctrain.train.folder import RunFolder
 from hpctrain.train.progress import Progress
-from hpctrain.train.records import Position, Times, as_dict, facts, headline, report
+from hpctrain.train.records import Position, Times, as_dict, facts, headline, report, report_data
+from hpctrain.train.restoring import restore
+from hpctrain.train.saving import Saving
 from hpctrain.train.session import Session
 from hpctrain.train.step import Trainer, schedule_of
 from hpctrain.train.stop import EXIT_RESUBMIT, Limits, Stopping
 
-__all__ = ["Outcome", "load_model", "train"]
+__all__ = ["Outcome", "train"]
 
 
 @dataclass(frozen=True)
@@ -64,25 +61,31 @@ def train(
     loader = session.loader(config.data.train)
     trainer = Trainer(session)
     trainer.initialize()
-    position = restore(session, trainer, loader, folder, resume)
+    calls = calls or Log()
+    saving = Saving(session, folder, stopping, calls)
+    position = restore(session, trainer, loader, folder, resume, saving.local)
     total = planned_steps(session, loader, position)
     trainer.schedule = schedule_of(config, total)
-    run = Run(session, trainer, loader, folder, stopping, position, calls or Log())
+    balance = Balance(session.comm, session.comm.rank == 0)
+    run = Run(session, trainer, loader, folder, stopping, position, calls, saving, balance)
     folder.record("start", **facts(session), step=position.step, total_steps=total)
     folder.status("running", step=position.step)
 
     shown = session.comm.rank == 0
     with Progress(position.step, total, config.log.every_seconds, shown) as progress:
+        progress.figures = loader.figures
         progress.message(headline(session, trainer, position, total))
+        saving.begin(trainer, loader, position, progress)
         evaluation = missed_evaluation(run, progress)
         while position.step < total and not stopping.reason:
             evaluation = epoch(run, progress, total)
-        if run.saved != position.step:
-            save(run)
+        saving.save(position)
+        saving.finish()
         stopped = stopping.reason if position.step < total else ""
         if not stopped and config.data.test and evaluation is None:
             evaluation = evaluate_now(run, progress)
         finish(run, progress, evaluation, stopped)
+    saving.close()
     loader.close()
     trainer.free()
     return Outcome(evaluation, stopped)
@@ -99,35 +102,55 @@ class Run:
     stopping: Stopping
     position: Position
     calls: Log
-    saved: int | None = None  # the step of the newest checkpoint that this start knows of
-
-    def __post_init__(self) -> None:
-        self.saved = self.position.step or None
+    saving: Saving
+    balance: Balance
 
 
 def epoch(run: Run, progress: Progress, total: int) -> Evaluation | None:
     """Steps to the end of the epoch, or of the run; the evaluation where one is due. Collective."""
     position, stopping = run.position, run.stopping
+    begun, figures = time.perf_counter(), replace(run.loader.figures)
     with run.loader.epoch(position.epoch, position=position.offset) as batches:
         for batch, waited in timed(batches):
             before = clocks(run)
-            result = run.trainer.step(batch, position.step, stopping.wants())
-            stopping.agree(result.requests)
+            try:
+                result = run.trainer.step(batch, position.step, wants(run))
+            except DivergedError:  # on all ranks; what is under way is from before
+                run.saving.finish()
+                raise
             spent = [now - then for now, then in zip(clocks(run), before, strict=True)]
             report(run.folder, progress, position, result, Times(waited, *spent))
             advance(position, batch, run.loader)
-            if stopping.save or due(run.session.config.checkpoint, position):
-                save(run)
+            agree(run, progress, result.requests, Times(waited, *spent))
             if position.step == total or stopping.reason:
                 break
+    done = run.loader.figures.since(figures)
+    report_data(run.folder, position, done, time.perf_counter() - begun)
     if stopping.reason and position.step < total:
         return None
     return evaluate_now(run, progress) if evaluation_due(run.session.config, position) else None
 
 
-def clocks(run: Run) -> tuple[float, float, float]:
-    """Seconds so far: of the clock, inside MPI, launching kernels."""
-    return time.perf_counter(), run.calls.seconds, run.session.device.launch_seconds
+def wants(run: Run) -> tuple[float, ...]:
+    """What this rank asks the others for, added up in the step's all-reduce."""
+    return (run.saving.wants(), run.balance.wants(), *run.stopping.wants())
+
+
+def agree(run: Run, progress: Progress, requests: tuple[float, ...], times: Times) -> None:
+    """Do what the ranks have asked for: stop, save, compare their times. Collective."""
+    working, compare, *stops = requests
+    run.stopping.agree(stops)
+    paused = run.saving.after_step(working, run.position)
+    run.balance.count(times.step - times.messages, times.data, paused)
+    run.balance.agree(compare, run.position.step - 1, run.folder, progress)
+
+
+def clocks(run: Run) -> tuple[float, float, float, float]:
+    """Seconds so far: of the clock, waiting for MPI, launching kernels, exchange behind it."""
+    waited = run.trainer.parallel.slices.waited
+    hidden = run.calls.all_seconds - run.calls.seconds - waited
+    launches = run.session.device.launch_seconds
+    return time.perf_counter(), run.calls.seconds + waited, launches, hidden
 
 
 def finish(run: Run, progress: Progress, evaluation: Evaluation | None, stopped: str) -> None:
@@ -178,14 +201,6 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - begun
 
 
-def due(section: Any, position: Position) -> bool:
-    """Whether a checkpoint is due after the step that was just done."""
-    if section.every_steps and position.step % section.every_steps == 0:
-        return True
-    begins = position.offset == 0
-    return bool(begins and section.every_epochs and position.epoch % section.every_epochs == 0)
-
-
 def evaluation_due(config: RunConfig, position: Position) -> bool:
     """Whether the split for tests is to be evaluated now, at the end of an epoch."""
     every = config.log.evaluate_every_epochs
@@ -203,87 +218,3 @@ def evaluate_now(run: Run, progress: Progress) -> Evaluation:
     run.folder.flush()
     progress.message(f"epoch {run.position.epoch}  {result}")
     return result
-
-
-def parts(trainer: Trainer, load: bool) -> list[Part]:
-    """What a checkpoint of training holds, and which of it this rank writes or wants."""
-    averages = trainer.averages
-    everywhere = load or trainer.session.comm.rank == 0
-    whole = (0, averages.layout.size) if everywhere else (0, 0)
-    held = trainer.parallel.loaded_parts() if load else trainer.parallel.saved_parts()
-    return [*held, Part("parameters", "", averages.layout, averages.array, whole)]
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint. Collective."""
-    session, position = run.session, run.position
-    begun = time.perf_counter()
-    data = run.loader.state(position.epoch, position=position.offset)
-    run.folder.flush()
-    checkpoint.save(
-        run.folder.checkpoints,
-        position.step,
-        parts(run.trainer, load=False),
-        {"step": position.step, "data": data, "scaling": run.trainer.scaling.state()},
-        session.comm,
-        keep=session.config.checkpoint.keep,
-        to_host=session.device.to_host,
-    )
-    run.saved = position.step
-    seconds = time.perf_counter() - begun
-    run.stopping.saved(seconds)
-    run.folder.record("checkpoint", step=position.step - 1, seconds=round(seconds, 6))
-    run.folder.status("running", step=position.step)
-
-
-def restore(
-    session: Session, trainer: Trainer, loader: Loader, folder: RunFolder, resume: str
-) -> Position:
-    """Load the checkpoint that `resume` asks for; the position to go on from. Collective."""
-    if resume == "never":
-        return Position()
-    path: Path | None = Path(resume)
-    if resume == "auto":
-        path = checkpoint.latest_valid(folder.checkpoints, session.comm)
-    else:
-        checkpoint.verify(Path(resume), session.comm)
-    if path is None:
-        return Position()
-    state = checkpoint.load(path, parts(trainer, load=True), session.comm, fill=session.fill)
-    trainer.parallel.publish()
-    if not {"step", "data"} <= state.keys():
-        raise CheckpointError(f"{path} was not written by training: its state lacks step and data")
-    position = Position(int(state["step"]), *loader.restore(state["data"]))
-    trainer.scaling.restore(state.get("scaling", {}))
-    folder.forget_after(position.step)
-    return position
-
-
-def load_model(session: Session, folder: Path, path: str | None) -> Path:
-    """Load parameters and averages of a run's checkpoint to evaluate it; its path. Collective.
-
-    `path` names the checkpoint; None takes the newest valid one of the run folder.
-    """
-    if path is not None:
-        found: Path | None = Path(path)
-        checkpoint.verify(path, session.comm)
-    else:
-        found = checkpoint.latest_valid(folder / "checkpoints", session.comm)
-    if found is None:
-        raise CheckpointError(f"{folder} holds no checkpoint yet; train first")
-    averages, layout = session.averages(), session.layouts.parameters
-    wide = layout.with_dtype(wide_dtype(layout.dtype))
-    parameters = Store(wide, session.device.zeros(layout.size, wide.dtype))
-    stores = [
-        Part("parameters", "", s.layout, s.array, (0, s.layout.size))
-        for s in (parameters, averages)
-    ]
-    checkpoint.load(found, stores, session.comm, partial=True, fill=session.fill)
-    if wide.dtype != layout.dtype:
-        short = Store(layout, session.device.zeros(layout.size, layout.dtype))
-        session.device.launch(
-            "narrow", parameters.array, short.array, layout.size, work=layout.size
-        )
-        parameters = short
-    session.model.bind(parameters, averages)
-    return found

@@ -9,10 +9,12 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from hpctrain.data.figures import Figures
 from hpctrain.log import say
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ class Progress:
         self._every = every
         self._shown = shown
         self._samples = 0
-        self._waited = 0.0
+        self._waited = self._saved = 0.0
+        self.figures = Figures()  # of the loader; for the caller to set
+        self._before = Figures()
         self._begun = self._reported = time.monotonic()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -92,7 +96,13 @@ class Progress:
         else:
             return
         if self._bar is None or now - self._reported >= self._every:
-            self._reported, self._samples, self._waited = now, 0, 0.0
+            self._reported, self._samples = now, 0
+            self._waited = self._saved = 0.0
+            self._before = replace(self.figures)
+
+    def saved(self, seconds: float) -> None:
+        """Training stood still for a checkpoint that is complete."""
+        self._saved += seconds
 
     def message(self, text: str) -> None:
         """A line above the bar, or just a line."""
@@ -106,9 +116,21 @@ class Progress:
     def _text(self, result: StepResult, now: float) -> str:
         seconds = max(now - self._reported, 1e-9)
         accuracy = "" if math.isnan(result.accuracy) else f"  accuracy {result.accuracy:.1%}"
+        saving = f"  checkpoints {self._saved / seconds:.1%}" if self._saved else ""
         return (
             f"loss {result.loss:.4f}{accuracy}  lr {result.lr:.2e}  "
             f"{self._samples / seconds:,.0f} samples/s  data {self._waited / seconds:.0%}"
+            f"{self._reading()}{saving}"
+        )
+
+    def _reading(self) -> str:
+        """What the loader did since the last report, where it read anything."""
+        done = self.figures.since(self._before)
+        if not done.bytes_read:
+            return ""
+        return (
+            f" ({done.megabytes_per_second:,.0f} MB/s, {done.hit_rate:.0%} hits, "
+            f"read x{done.read_amplification:.2f})"
         )
 
 

@@ -16,13 +16,14 @@ from hpctrain import __version__
 from hpctrain.mpi.facts import library
 
 if TYPE_CHECKING:
+    from hpctrain.data.figures import Figures
     from hpctrain.train.evaluate import Evaluation
     from hpctrain.train.folder import RunFolder
     from hpctrain.train.progress import Progress
     from hpctrain.train.session import Session
     from hpctrain.train.step import StepResult, Trainer
 
-__all__ = ["Position", "Times", "as_dict", "facts", "headline", "report"]
+__all__ = ["Position", "Times", "as_dict", "facts", "headline", "report", "report_data"]
 
 
 @dataclass
@@ -36,7 +37,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a step on this rank: waiting for data before it; all of it; inside MPI; launching.
+    """Seconds of a step on this rank: waiting for data before it; all of it; waiting for MPI, and
+    for the thread that exchanges; launching; and what that thread did behind the computation.
 
     `launches` is what the host spends on launching kernels on a GPU: where it comes near `step`,
     the GPU waits for the host, and larger microbatches help. 0 on the CPU.
@@ -46,6 +48,7 @@ class Times:
     step: float
     messages: float
     launches: float
+    hidden: float
 
 
 def report(
@@ -62,13 +65,32 @@ def report(
         grad_norm=None if result.skipped else result.grad_norm,
         samples=result.samples,
         **result.scaling(),
+        **result.between,
         data_seconds=round(times.data, 6),
         step_seconds=round(times.step, 6),
         message_seconds=round(times.messages, 6),
+        **({"hidden_seconds": round(times.hidden, 6)} if times.hidden > 0 else {}),
         **({"launch_seconds": round(times.launches, 6)} if times.launches else {}),
         time=time.time(),
     )
     progress.step(position.step, result, times.data)
+    whys = result.between.get("compress_why", ())
+    if whys:
+        progress.message(f"compression of {len(whys)} buckets: {'; '.join(dict.fromkeys(whys))}")
+
+
+def report_data(folder: RunFolder, position: Position, figures: Figures, seconds: float) -> None:
+    """What the first rank's loader did in an epoch of `seconds`, or in a part of it."""
+    folder.record(
+        "data",
+        step=position.step - 1,
+        wait_fraction=round(figures.wait_fraction(seconds), 6),
+        megabytes_per_second=round(figures.megabytes_per_second, 3),
+        hit_rate=round(figures.hit_rate, 6),
+        read_amplification=round(figures.read_amplification, 4),
+        bytes_read=figures.bytes_read,
+        seconds=round(seconds, 6),
+    )
 
 
 def headline(session: Session, trainer: Trainer, position: Position, total: int) -> str:

@@ -7,7 +7,7 @@ network (it gives shapes), the network before the stores.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
-from hpctrain.autograd import Tape
+from hpctrain.autograd import Tape, Variable
 from hpctrain.data import Batch, Dataset, Loader, open_dataset
+from hpctrain.data.stage import stage
 from hpctrain.device import Device, open_device
 from hpctrain.device.build import lowest_level
 from hpctrain.device.dtypes import dtype_named, wide_dtype
@@ -51,9 +52,14 @@ class Session:
     layouts: Layouts
     threads: int  # BLAS threads of this rank
 
-    def loader(self, split: str, order: str = "blockwin-v1") -> Loader:
-        """This rank's loader of a split: shuffled, or "sequential" for evaluation."""
-        config = self.config
+    def loader(self, split: str, order: str = "") -> Loader:
+        """This rank's loader of a split: as [data] says, or "sequential" for evaluation.
+
+        Collective where the ranks of a node share a cache: in training, with data.node_cache_mib.
+        """
+        config, data = self.config, self.config.data
+        training = order != "sequential"
+        share = training and data.node_cache_mib > 0
         return Loader(
             self.dataset,
             split,
@@ -62,14 +68,27 @@ class Session:
             rank=self.comm.rank,
             size=self.comm.size,
             seed=config.run.seed,
-            window=config.data.window or "all",
+            window=data.window or "all",
             fields=self.task.fields,
-            max_bytes=config.data.memory_mib << 20,
-            order=order,
+            max_bytes=data.memory_mib << 20,
+            order=order or data.order,
+            weights=(data.order_weights or None) if training else None,
+            view=self.task.view,
+            transform=self.task.transform if training else None,
+            node=self.topology if share else None,
+            node_bytes=data.node_cache_mib << 20,
+            staging=None if self.device.name == "cpu" else self.device.staging,
         )
 
-    def tape(self, batch: Batch, step: int, training: bool, loss_scale: float = 1.0) -> Tape:
-        """A tape for one pass over a batch."""
+    def tape(
+        self,
+        batch: Batch,
+        step: int,
+        training: bool,
+        loss_scale: float = 1.0,
+        ready: Callable[[Variable], None] | None = None,
+    ) -> Tape:
+        """A tape for one pass over a batch; see `Tape` for the arguments."""
         return Tape(
             self.device,
             training=training,
@@ -78,6 +97,7 @@ class Session:
             samples=batch.samples,
             groups=batch.groups,
             all_reduce=self.all_reduce,
+            ready=ready,
             loss_scale=loss_scale,
         )
 
@@ -86,8 +106,11 @@ class Session:
         allreduce_sum(self.comm, array)
 
     def fill(self, target: Any, host: NDArray[Any]) -> None:
-        """Copy a host array into a piece of a device array."""
-        self.device.copy(target, self.device.from_host(host))
+        """Copy a host array into a piece of an array, of the device or of the host."""
+        if isinstance(target, np.ndarray):
+            np.copyto(target, host)
+        else:
+            self.device.copy(target, self.device.from_host(host))
 
     def averages(self) -> Store:
         """A store for the model's running statistics."""
@@ -108,6 +131,8 @@ def open_session(config: RunConfig, device: Device, comm: MPI.Intracomm) -> Iter
     threads = config.parallel.threads or _threads(ranks)
     with threadpoolctl.threadpool_limits(threads, "blas"):
         dataset = open_dataset(config.data.path, comm)
+        if config.data.stage:
+            dataset = Dataset(stage(dataset, config.data.stage, ranks.node).path, dataset.manifest)
         task = task_of(config.data, dataset, config.run.dtype)
         model = build(config.model, task.sample_shape, task.outputs)
         dtype = dtype_named(config.run.dtype)

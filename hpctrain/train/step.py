@@ -7,19 +7,30 @@ sums, and `DataParallel.update`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from hpctrain.autograd import Variable
+from hpctrain.collectives import cost_choice
+from hpctrain.collectives.across import Dense
+from hpctrain.collectives.interpreter import node_list
+from hpctrain.collectives.network import load_network
 from hpctrain.data import Batch
 from hpctrain.errors import DivergedError
+from hpctrain.mpi.agree import on_first_rank
 from hpctrain.nn.layout import Store
 from hpctrain.optim import Schedule
+from hpctrain.parallel.buckets import bucket_ranges, suited_bytes
 from hpctrain.parallel.data import DataParallel
 from hpctrain.sections import RunConfig
+from hpctrain.train.compressing import compression_of, facts_of, rule_beside
 from hpctrain.train.scaling import loss_scale_of
-from hpctrain.train.session import Session, rule_of
+from hpctrain.train.session import Session
+from hpctrain.train.task import Sums
 
 __all__ = ["StepResult", "Trainer", "schedule_of"]
 
@@ -37,6 +48,7 @@ class StepResult:
     skipped: bool = False  # a gradient was not finite in float16: nothing was updated
     scaled: bool = False  # whether the scale of the loss is one that changes
     requests: tuple[float, ...] = ()  # sums of what ranks asked for; see `hpctrain.train.stop`
+    between: dict[str, Any] = field(default_factory=dict)  # of compression between nodes
 
     def scaling(self) -> dict[str, Any]:
         """What is recorded of the scale of the loss; nothing where there is none."""
@@ -46,19 +58,25 @@ class StepResult:
 class Trainer:
     """The state that training changes: parameters, optimizer state, running statistics.
 
-    Collective to create, as are `step` and `free`. `schedule` is for the caller to set.
+    Collective to create, as are `step` and `free`. `schedule` is for the caller to set, and
+    `before_backward`: called in every step before the first gradient; until then all that a
+    checkpoint holds is as the step before has left it.
     """
 
     def __init__(self, session: Session) -> None:
         config = session.config
         self.session = session
+        self.compression = compression_of(config, session)
         self.parallel = DataParallel(
             session.topology,
             session.device,
             session.layouts.parameters,
-            rule_of(config),
+            rule_beside(self.compression, session),
             config.parallel.reduction,
             config.parallel.gpu_mpi,
+            bucket_ranges(session.layouts.parameters, bucket_bytes(session)),
+            self.compression or Dense(config.parallel.wire),
+            config.parallel.overlap,
         )
         self.averages = session.averages()
         layout = session.layouts.sums
@@ -68,13 +86,17 @@ class Trainer:
         )
         self.schedule = Schedule()
         self.scaling = loss_scale_of(config.run.dtype)
-        self._parameters = list(session.model.parameters().values())
+        self.before_backward: Callable[[], None] = lambda: None
+        self.held_back: Any = None  # a residual of before, for the next gradient; on rank 0
+        self._parameters = session.model.parameters()
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            parameter.arrive = partial(self.parallel.arrive, name)
 
     def initialize(self) -> None:
         """Give parameters and statistics their initial values, a function of the seed."""
-        model, seed = self.session.model, self.session.config.run.seed
-        model.initialize(self.session.device, seed, parameters=False)
-        parameters = model.parameters()
+        seed, parameters = self.session.config.run.seed, self._parameters
+        self.session.model.initialize(self.session.device, seed, parameters=False)
         self.parallel.set_parameters(lambda name: parameters[name].initial(seed, name))
 
     def step(self, batch: Batch, step: int, requests: tuple[float, ...] = ()) -> StepResult:
@@ -88,33 +110,65 @@ class Trainer:
         session = self.session
         optimizer = session.config.optimizer
         scale, scaling = self.scaling.scale, self.scaling
-        tape = session.tape(batch, step, training=True, loss_scale=scale)
-        output = session.model(tape, session.task.inputs(session.device, batch))
-        losses, sums = session.task.loss(tape, output, batch)
-        tape.backward(losses)
-        tape.finish(self._parameters)
-
+        sums = self._gradient(batch, step, scale)
         totals = self._totals([sums.loss, sums.weight, sums.correct, *requests])
         asked = 3 + len(requests)
         loss, weight, correct = totals[:3].tolist()
         mean = loss / weight if weight else 0.0
         if not math.isfinite(mean):
+            self.parallel.abandon()
             raise DivergedError(f"step {step}: the loss is {mean}; {ADVICE}")
         lr = self.schedule.rate(optimizer.lr, step)
         updates = step - scaling.skipped
         norm = self.parallel.update(updates, lr, weight * scale, optimizer.clip_norm)
         if math.isfinite(norm):
             scaling.keep()
-        elif not scaling.skip():
+        elif self.compression is not None:
+            self.compression.undo()
+        if not math.isfinite(norm) and not scaling.skip():
             raise DivergedError(f"step {step}: the gradient's norm is {norm}; {ADVICE}")
         self._update_averages(totals[asked:])
         accuracy = correct / weight if session.task.classes and weight else math.nan
         agreed = tuple(totals[3:asked].tolist())
         samples, skipped = batch.global_samples, not math.isfinite(norm)
-        dynamic = scaling.dynamic
         return StepResult(
-            mean, accuracy, lr, norm, samples, scale, skipped, dynamic, requests=agreed
+            mean,
+            accuracy,
+            lr,
+            norm,
+            samples,
+            scale,
+            skipped,
+            scaling.dynamic,
+            agreed,
+            facts_of(self.compression, session),
         )
+
+    def _gradient(self, batch: Batch, step: int, scale: float) -> Sums:
+        """Forward and backward; what is ready of the gradient may be on its way already."""
+        session = self.session
+        early = self._ready if self.held_back is None else None  # nothing is added to it later
+        tape = session.tape(batch, step, training=True, loss_scale=scale, ready=early)
+        output = session.model(tape, session.task.inputs(session.device, batch))
+        losses, sums = session.task.loss(tape, output, batch)
+        self.before_backward()
+        tape.backward(losses)
+        tape.finish(self._parameters.values())
+        self._add_held_back()
+        return sums
+
+    def _add_held_back(self) -> None:
+        """Give back what a checkpoint's residuals hold, where nothing is compressed any more."""
+        if self.held_back is None:
+            return
+        device, gradients = self.session.device, self.parallel.gradients.array
+        n, part = gradients.shape[0], self.held_back.astype(gradients.dtype)
+        device.launch("add_into", gradients, device.from_host(part), n, work=n)
+        self.held_back = None
+
+    def _ready(self, parameter: Variable) -> None:
+        """In the backward pass: a parameter's gradient is final."""
+        self.parallel.ready(self._names[id(parameter)])
 
     def _totals(self, numbers: list[float]) -> np.ndarray:
         """`numbers` and the sums of the statistics, over all ranks, in one message of float64."""
@@ -139,7 +193,32 @@ class Trainer:
 
     def free(self) -> None:
         """Give shared memory back."""
+        for parameter in self._parameters.values():
+            parameter.arrive = None
         self.parallel.free()
+
+
+def bucket_bytes(session: Session) -> int:
+    """Bytes of gradients exchanged together: as the run file says, or what suits.
+
+    Collective over all ranks where the run file names a network.
+    """
+    parallel, layout = session.config.parallel, session.layouts.parameters
+    nbytes = layout.size * layout.dtype.itemsize
+    if parallel.bucket_mib:
+        return parallel.bucket_mib << 20
+    crosses = session.topology.node_count > 1 or parallel.reduction == "messages"
+    if not crosses or session.device.name != "cpu":
+        return max(nbytes, 1)
+    if not parallel.network:
+        return suited_bytes(nbytes)
+    nodes, itemsize = node_list(session.topology), layout.dtype.itemsize
+
+    def suited() -> int:
+        network = load_network(parallel.network)
+        return cost_choice.bucket_bytes(nodes, itemsize, network, ("two-level",), nbytes)
+
+    return on_first_rank(session.topology.comm, suited)
 
 
 def schedule_of(config: RunConfig, total_steps: int) -> Schedule:

@@ -148,6 +148,7 @@ class Stopping:
         left = FIRST_SAVE * 20 if limits.end is None else max(limits.end - time.time(), 0.0)
         self._saving = min(FIRST_SAVE, left / 20)
         self._saved = False
+        self._answers = False  # the checkpoint under way is what the file SAVE asked for
         self._last = time.monotonic()
         self._looked = 0.0
 
@@ -169,7 +170,7 @@ class Stopping:
         """Take the sums of what all ranks want."""
         *stops, save = requests
         self.reason = next((r for r, n in zip(REASONS, stops, strict=True) if n), "")
-        self.save = bool(save)
+        self.save = bool(save) and not self._answers
 
     def margin(self) -> float:
         """Seconds before the end at which to stop: twice the longest step and checkpoint."""
@@ -177,11 +178,19 @@ class Stopping:
             return self._limits.margin
         return 2 * (self._step + self._saving)
 
+    def begun(self) -> None:
+        """A checkpoint has begun, which answers SAVE once it is complete."""
+        self._answers = self._answers or self.save
+        self.save = False
+
+    def paused(self, seconds: float) -> None:
+        """Training stood still for a checkpoint: this is not part of a step."""
+        self._last += seconds
+
     def saved(self, seconds: float) -> None:
-        """A checkpoint was written: answer SAVE, and learn what one costs."""
+        """A checkpoint is complete, `seconds` after it was begun: answer SAVE, learn the cost."""
         self._saving = max(self._saving, seconds) if self._saved else seconds
         self._saved = True
-        self._last += seconds  # not part of a step
-        if self._first and self.save:
+        if self._first and self._answers:
             (self._folder / "SAVE").unlink(missing_ok=True)
-        self.save = False
+        self._answers = False

@@ -1,15 +1,18 @@
 """A run that hangs says where and because of whom, and ends with 124.
 
-A thread on every rank looks whether the rank's calls of MPI go on. Where they have not for
+A thread on every rank looks whether the rank's calls of MPI go on. Where they have not for half of
 `stop.hang_after`, it writes into the run folder what the rank is in and the Python stacks of all
-its threads, hang/rank17.txt. A little later the first rank that could write compares what is there:
+its threads, hang/rank17.txt, and again from time to time. Ranks that get on meanwhile write
+hang/alive3.txt. After `stop.hang_after` the first rank that stands still compares what is there:
 
     waiting    inside a collective that others of its group did not enter
     busy       outside, using its core: slow rather than hung
     blocked    outside, using none: a disk, a lock, a network, a stop in a debugger
     silent     wrote nothing: stopped, dead, or its node cannot be reached
 
-names the ranks that keep the others waiting, and ends the job.
+Where a rank gets on, it is not a hang. Where one is busy, it is named, and the run goes on; but not
+for longer than `PATIENCE` times as long, as an endless loop is busy too. Else the ranks that keep
+the others waiting are named, and the job ends.
 
 Layer: train. Knows nothing of what is trained.
 """
@@ -25,19 +28,21 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hpctrain.mpi.calls import Log, compact, expand
+from hpctrain.mpi.calls import Log
 from hpctrain.train.folder import RunFolder
+from hpctrain.train.verdict import busy, read, silent_nodes, verdict
 
-__all__ = ["EXIT_HANG", "Watchdog", "silent_nodes", "verdict"]
+__all__ = ["EXIT_HANG", "Watchdog"]
 
 EXIT_HANG = 124
-BUSY = 0.1  # of a core; on a crowded node a rank may get little, and a blocked one uses none
-Record = Mapping[str, Any]
+PATIENCE = 4  # times `hang_after` until a rank that computes counts as hung, too
+LOOKS = 4  # in `hang_after`; a rank that computed between any two of the last ones is busy
 
 
 class Watchdog:
@@ -67,6 +72,12 @@ class Watchdog:
         self._grace = min(max(hang_after / 5, 1.0), 10.0)  # for the other ranks to write
         self._over = threading.Event()
         self._begun = time.time()
+        self._idle = self._clock = self._looked = self._next = 0.0
+        self._used = 0.0  # CPU seconds of the main thread, at the last look
+        self._shares: deque[float] = deque([0.0], LOOKS)  # of a core, between the last looks
+        self._lively: dict[int, tuple[str, float]] = {}  # of ranks: what they wrote, and when
+        self._late = 0.0  # see `_turn`
+        self._told = False
 
     def __enter__(self) -> Watchdog:
         if self._limit:
@@ -88,53 +99,103 @@ class Watchdog:
 
         A tick that lasted long does not count: the whole job was suspended, not hung.
         """
-        events, idle, last = -1, 0.0, time.monotonic()
+        events, last = -1, time.monotonic()
         while not self._over.wait(self._tick):
             now = time.monotonic()
-            idle, last = idle + min(now - last, 2 * self._tick), now
+            passed, last = min(now - last, 2 * self._tick), now
+            self._clock += passed
+            self._idle += passed
             if events != self._log.events:
-                events, idle = self._log.events, 0.0
-            late = idle >= self._limit / 2 and self._others_have_written()
-            if idle >= self._limit or late:
-                self._hangs(idle)
+                events, self._idle = self._log.events, 0.0
+            if self._clock - self._looked >= self._limit / LOOKS:
+                self._look()
+            if self._idle >= self._limit and self._clock >= self._next:
+                self._next = self._clock + self._limit / LOOKS
+                self._late = self._turn()
+                if self._idle >= self._limit + self._late and self._hangs():
+                    self._end(EXIT_HANG)
+                    return
+
+    def _look(self) -> None:
+        """Write how it goes where this rank stands still, or another does."""
+        used = _main_seconds()
+        self._shares.append((used - self._used) / max(self._clock - self._looked, 1e-9))
+        self._used, self._looked = used, self._clock
+        with contextlib.suppress(OSError):
+            if self._idle >= self._limit / 2:
+                self._mine("alive").unlink(missing_ok=True)
+                self._write()
                 return
+            self._mine("rank").unlink(missing_ok=True)
+            if self._standing():
+                self._mine("alive").write_text(str(self._log.events), encoding="ascii")
+            else:
+                self._mine("alive").unlink(missing_ok=True)
+        self._told = False
 
-    def _others_have_written(self) -> bool:
-        return any(path.stat().st_mtime > self._begun for path in self._folder.glob("rank*.txt"))
+    def _mine(self, kind: str) -> Path:
+        return self._folder / f"{kind}{self._rank}.txt"
 
-    def _hangs(self, idle: float) -> None:
-        """Write what is known here, wait for the others, and let the first of them speak."""
+    def _standing(self) -> list[int]:
+        """Ranks that have written that they stand still."""
+        found = []
+        for path in self._folder.glob("rank*.txt"):
+            with contextlib.suppress(OSError, ValueError):
+                if path.stat().st_mtime > self._begun:
+                    found.append(int(path.stem.removeprefix("rank")))
+        return sorted(found)
+
+    def _turn(self) -> float:
+        """Seconds that this rank leaves to those before it: the first one compares and speaks,
+        others only where it does not, so that thousands do not read what thousands wrote."""
+        before = sum(rank < self._rank for rank in self._standing())
+        return min(before, 2) * (self._limit / 2 + self._grace)
+
+    def _hangs(self) -> bool:
+        """Compare, wait for others to write, compare again; whether to end, having said why."""
         before = self._log.events
+        if self._gets_on() or self._is_slow():
+            return False
         with contextlib.suppress(OSError):
-            self._write(idle)
+            self._write()
         if self._over.wait(self._grace) or self._log.events != before:
-            self._recovered()
-            return
-        found = read(self._folder)
-        if min(found, default=self._rank) == self._rank:
-            self._speak(found, idle)
-        else:
-            time.sleep(self._grace)  # the first rank ends the job, unless it cannot
-        self._end(EXIT_HANG)
+            return False
+        if self._gets_on() or self._is_slow():
+            return False
+        self._speak()
+        return True
 
-    def _recovered(self) -> None:
-        """It was slow, not hung: take the file back, and watch on."""
-        with contextlib.suppress(OSError):
-            (self._folder / f"rank{self._rank}.txt").unlink()
-        if not self._over.is_set():
-            self._watch()
+    def _gets_on(self) -> bool:
+        """Whether a rank has got on within `hang_after`, by our clock, as far as it has told."""
+        for path in self._folder.glob("alive*.txt"):
+            with contextlib.suppress(OSError, ValueError):
+                rank, text = int(path.stem.removeprefix("alive")), path.read_text("ascii")
+                if self._lively.get(rank, ("", 0.0))[0] != text:
+                    self._lively[rank] = text, self._clock
+        return any(self._clock - seen < self._limit for _, seen in self._lively.values())
 
-    def _write(self, idle: float) -> None:
+    def _is_slow(self) -> bool:
+        """Whether a rank computes, for which the others may wait a while; said once."""
+        found, left = read(self._folder), PATIENCE * self._limit + self._late - self._idle
+        if left <= 0 or not busy(found):
+            return False
+        if not (self._told or self._late):
+            self._told = True
+            text = "\n".join(verdict(found, self._hosts, self._idle))
+            _say(f"{text}\nthe run goes on; it ends in {left:.0f} s if this does")
+        return True
+
+    def _write(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         aside = self._folder / f".rank{self._rank}.part"
         with aside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self._record(idle)) + "\n\n")
+            file.write(json.dumps(self._record()) + "\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
-        aside.replace(self._folder / f"rank{self._rank}.txt")
+        aside.replace(self._mine("rank"))
 
-    def _record(self, idle: float) -> dict[str, Any]:
-        log, share = self._log, _cpu_share()
+    def _record(self) -> dict[str, Any]:
+        log = self._log.current()
         return {
             "rank": self._rank,
             "host": platform.node(),
@@ -144,16 +205,15 @@ class Watchdog:
             "group": log.group,
             "number": log.number,
             "counts": log.counts,
-            "idle_seconds": round(idle, 1),
-            "cpu": round(share, 2),
+            "idle_seconds": round(self._idle, 1),
+            "cpu": round(max(self._shares), 2),
             "at": _place(),
         }
 
-    def _speak(self, found: Mapping[int, Record], idle: float) -> None:
-        text = "\n".join(verdict(found, self._hosts, idle))
-        where = f"the Python stacks of the ranks are in {self._folder}"
-        with contextlib.suppress(OSError):
-            os.write(2, f"{text}\n{where}\n".encode())
+    def _speak(self) -> None:
+        found = read(self._folder)
+        text = "\n".join(verdict(found, self._hosts, self._idle))
+        _say(f"{text}\nthe Python stacks of the ranks are in {self._folder}")
         with contextlib.suppress(OSError):
             (self._folder / "verdict.txt").write_text(text + "\n", encoding="utf-8")
             RunFolder(self._run, writes=True).status("failed", error=text)
@@ -161,85 +221,16 @@ class Watchdog:
                 file.writelines(f"{node}\n" for node in silent_nodes(found, self._hosts))
 
 
-def read(folder: Path) -> dict[int, Record]:
-    """The records of all ranks that wrote one."""
-    found = {}
-    for path in folder.glob("rank*.txt"):
-        with contextlib.suppress(OSError, ValueError):
-            record = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
-            found[int(record["rank"])] = record
-    return found
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
-def verdict(found: Mapping[int, Record], hosts: Sequence[str], idle: float) -> list[str]:
-    """Lines that say who waits in what, and who did not come.
-
-    Args:
-        found: what ranks wrote, by rank.
-        hosts: the host of every rank.
-        idle: for how many seconds nothing went on.
-    """
-    lines = [f"hang: nothing has gone on for {idle:.0f} s"]
-    waits: dict[tuple[str, int], list[int]] = {}
-    for rank, record in sorted(found.items()):
-        if record["inside"] and record["group"]:
-            waits.setdefault((record["group"], record["number"]), []).append(rank)
-    absent: set[int] = set()
-    for (group, number), ranks in waits.items():
-        names = {found[rank]["inside"] for rank in ranks}
-        lines.append(f"{_ranks(ranks)} in {' and '.join(sorted(names))} #{number} of ranks {group}")
-        if len(names) > 1:
-            lines += [f"  {_told(found[rank], hosts)}" for rank in ranks]
-        gone = [r for r in expand(group) if _count(found, r, group) < number]
-        absent.update(gone)
-        if gone:
-            lines.append(f"  {_ranks(gone)} did not enter it")
-    others = set(range(len(hosts))) - {rank for ranks in waits.values() for rank in ranks}
-    for rank in sorted(absent | others):
-        if rank in found:
-            lines.append(_told(found[rank], hosts))
-        else:
-            lines.append(
-                f"rank {rank} ({hosts[rank]}): no sign of life; it is stopped or dead, or its node "
-                "cannot be reached"
-            )
-    return lines
-
-
-def silent_nodes(found: Mapping[int, Record], hosts: Sequence[str]) -> list[str]:
-    """Hosts of which no rank wrote."""
-    heard = {hosts[rank] for rank in found}
-    return sorted(set(hosts) - heard) if heard else []
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {compact(ranks)}"
-
-
-def _count(found: Mapping[int, Record], rank: int, group: str) -> int:
-    return int(found[rank]["counts"].get(group, 0)) if rank in found else 0
-
-
-def _told(record: Record, hosts: Sequence[str]) -> str:
-    """What one rank is at."""
-    rank, last = record["rank"], f"its last call was {record['last'] or 'none'}"
-    if record["inside"]:
-        what = f"waits in {record['inside']}"
-    elif record["cpu"] > BUSY:
-        what = f"busy ({record['cpu']:.0%} of a core), so slow rather than hung; {last}"
-    else:
-        what = f"blocked outside MPI: a disk, a lock, a network?; {last}"
-    return f"rank {rank} ({hosts[rank]}): {what}; at {record['at']}"
-
-
-def _cpu_share(seconds: float = 0.3) -> float:
-    """The part of a core that the main thread uses."""
-    main = threading.main_thread().ident
+def _main_seconds() -> float:
+    """CPU seconds of the main thread; that of the whole process would count this thread too."""
     try:
-        clock = time.pthread_getcpuclockid(main or 0)
-        before, begun = time.clock_gettime(clock), time.monotonic()
-        time.sleep(seconds)
-        return (time.clock_gettime(clock) - before) / (time.monotonic() - begun)
+        clock = time.pthread_getcpuclockid(threading.main_thread().ident or 0)
+        return time.clock_gettime(clock)
     except (OSError, AttributeError):
         return 0.0
 
