@@ -221,6 +221,13 @@ def test_portions_of_a_column():
     assert cut.small[0][0] == offsets["c.b"]
     assert cut.small[-1][1] == offsets["b.w"] + 77
     assert cut.edges == ()
+    inside = np.zeros(LAYOUT.size, bool)
+    for entry in LAYOUT.entries:
+        inside[entry.offset : entry.offset + entry.size] = True
+    for first, last in cut.gaps:
+        assert not inside[first:last].any()
+        inside[first:last] = True
+    assert cut.gaps and inside.all()
     cut = portions(LAYOUT, 48, 320, 100)  # rows 1.6 to 10.67 of c.w
     assert cut.matrices == (Matrix(12, 8, 30),)
     assert cut.edges == ((0, 12), (252, 272))

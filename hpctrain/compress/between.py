@@ -32,7 +32,7 @@ from hpctrain.compress.int8 import Int8
 from hpctrain.compress.interface import Codec, Extent, extent_of
 from hpctrain.compress.memory import Kept, Momentum, Residual
 from hpctrain.compress.methods import DenseSum, Method, PowerSgd, Sent, Sparse, TwoShot
-from hpctrain.compress.portions import portions, put, taken
+from hpctrain.compress.portions import clear, portions, put, taken
 from hpctrain.compress.powersgd import PowerSGD
 from hpctrain.compress.settings import SPARSE, Choice, Settings
 from hpctrain.compress.sign import Sign
@@ -198,6 +198,7 @@ class CompressedColumn:
             total = np.empty_like(small)
             self._dense.run(small, total, 1.0)
             put(out, self._small, total)
+        clear(out, self._portions.gaps)  # to which the sign of 0 adds something
         self._keep(x, sent)
         if self.choice.timing:
             self.choice.end(self._all(time.perf_counter() - begun))
@@ -208,7 +209,7 @@ class CompressedColumn:
         if isinstance(self.memory, Residual) and sent is not None:
             self.memory.update(*sent)
         else:
-            put(x, self._small, np.zeros(sum(b - a for a, b in self._small), np.float32))
+            clear(x, self._small + self._portions.gaps)
             self.memory.keep()
 
     def gather(self) -> None:
