@@ -232,7 +232,6 @@ def test_portions_of_a_column():
     assert cut.matrices == (Matrix(12, 8, 30),)
     assert cut.edges == ((0, 12), (252, 272))
     assert cut.small == ()
-    assert cut.large == cut.n
 
 
 TRAFFIC = {"dense": [100], "topk": [40], "oktopk": [30]}

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 270, 46, 12, 36, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 290, 60, 26, 58, 40
 COLORS = ("#1b6ca8", "#c8553d", "#3d8b5f", "#8a5aa8", "#b08900", "#555555")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A title, numbers of nodes, and for each algorithm its efficiencies."""
+    """A title (what is trained; on what), numbers of nodes, and efficiencies by algorithm."""
 
     title: str
     nodes: Sequence[int]
@@ -49,7 +49,14 @@ def _panel(panel: Panel) -> Iterator[str]:
     def up(value: float) -> float:
         return HEIGHT - BOTTOM - value * (HEIGHT - BOTTOM - TOP)
 
-    yield f'<text x="{LEFT}" y="14" font-weight="bold">{escape(panel.title)}</text>'
+    what, _, where = panel.title.partition("; ")
+    yield f'<text x="{LEFT}" y="18" font-weight="bold">{escape(what)}</text>'
+    yield f'<text x="{LEFT}" y="33">{escape(where)}</text>'
+    middle = (HEIGHT + TOP - BOTTOM) / 2
+    yield (
+        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">'
+        "predicted efficiency of a step</text>"
+    )
     for percent in range(0, 101, 20):
         y = up(percent / 100)
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
@@ -64,4 +71,4 @@ def _panel(panel: Panel) -> Iterator[str]:
         points = " ".join(f"{across(count):.1f},{up(value):.1f}" for count, value in places)
         yield f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8"/>'
         x = LEFT + 110 * number
-        yield f'<text x="{x}" y="29" fill="{color}">{escape(name)}</text>'
+        yield f'<text x="{x}" y="49" fill="{color}">{escape(name)}</text>'

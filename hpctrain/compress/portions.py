@@ -23,7 +23,7 @@ __all__ = ["Portions", "clear", "portions", "put", "taken"]
 
 @dataclass(frozen=True)
 class Portions:
-    """A range of `n` elements: what goes as it is, and what may be compressed.
+    """A range of elements: what goes as it is, and what may be compressed.
 
     Attributes:
         small: (start, stop) of what goes as it is, counted from the range's start; ascending.
@@ -32,16 +32,10 @@ class Portions:
         gaps: like `small`: padding between tensors, which no checkpoint keeps: it must stay 0.
     """
 
-    n: int
     small: tuple[tuple[int, int], ...]
     matrices: tuple[Matrix, ...]
     edges: tuple[tuple[int, int], ...]
     gaps: tuple[tuple[int, int], ...]
-
-    @property
-    def large(self) -> int:
-        """Elements that may be compressed."""
-        return self.n - sum(stop - start for start, stop in self.small)
 
 
 def portions(layout: Layout, start: int, stop: int, least: int) -> Portions:
@@ -70,7 +64,7 @@ def portions(layout: Layout, start: int, stop: int, least: int) -> Portions:
             edges += [span for span in ends if span[0] < span[1]]
         end = begin + last - first
     gaps = [span for span in (*gaps, (end, stop - start)) if span[0] < span[1]]
-    return Portions(stop - start, tuple(small), tuple(matrices), tuple(edges), tuple(gaps))
+    return Portions(tuple(small), tuple(matrices), tuple(edges), tuple(gaps))
 
 
 def taken(x: NDArray[Any], spans: tuple[tuple[int, int], ...]) -> NDArray[Any]:

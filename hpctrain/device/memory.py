@@ -63,13 +63,6 @@ class Pool:
         self.reserved += block.nbytes
         return block
 
-    def trim(self) -> None:
-        """Give the memory that no array uses back to the system."""
-        for size, blocks in self._blocks.items():
-            kept = [blocks[i] for i in range(len(blocks)) if sys.getrefcount(blocks[i]) > _FREE]
-            self.reserved -= (size + ALIGNMENT) * (len(blocks) - len(kept))
-            self._blocks[size] = kept
-
 
 def _size_class(nbytes: int) -> int:
     """Round up to an eighth of the next power of two: at most 12.5 % is wasted."""
