@@ -10,11 +10,12 @@ Layer 0: knows nothing of what the values are used for.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import tomli_w
@@ -80,7 +81,7 @@ def from_text(
     try:
         return Resolved(msgspec.convert(values, RunConfig), origins)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{name}: {_explain(error)}") from None
+        raise UsageError(_explain(error, values, origins, name)) from None
 
 
 SECTIONS = RunConfig.__struct_fields__
@@ -157,7 +158,29 @@ def _check_names(values: dict[str, Any], origins: dict[str, str], name: str) -> 
                 )
 
 
-def _explain(error: msgspec.ValidationError) -> str:
-    """msgspec's message with the key in front: "batch.size: Expected `int` >= 1"."""
+def _explain(
+    error: msgspec.ValidationError, values: dict[str, Any], origins: dict[str, str], name: str
+) -> str:
+    """Where the value came from, its key, the rule and the value; of choices, all of them."""
     message, _, path = str(error).partition(" - at `$.")
-    return f"{path.rstrip('`')}: {message}" if path else message
+    section, _, rest = path.rstrip("`").partition(".")
+    if not rest:
+        return f"{name}: {section}: {message}" if section else f"{name}: {message}"
+    key = re.split(r"\W", rest)[0]
+    origin, given = origins.get(f"{section}.{key}", name), values[section].get(key)
+    choices = _choices(section, key)
+    if given in choices or not choices:
+        return f"{origin}: {section}.{rest}: {message}, not {given!r}"
+    return (
+        f"{origin}: {section}.{key} is {given!r}{nearest(str(given), choices)}; it must be one of "
+        f"{', '.join(choices)}"
+    )
+
+
+def _choices(section: str, key: str) -> tuple[str, ...]:
+    """The values that a key may have, where these can be listed."""
+    for struct in _structs(section):
+        for field in msgspec.structs.fields(struct):
+            if field.name == key and get_origin(field.type) is Literal:
+                return get_args(field.type)
+    return ()

@@ -54,7 +54,11 @@ def test_a_section_without_a_name_has_the_default_one():
         (MINIMAL.replace("mlp", "mpl"), "model.name is 'mpl'"),
         ('[data]\npath = "d"\n[model]\nhidden = [3]\n', "model.name is None"),
         (MINIMAL + "[batch]\nsize = 0\n", "batch.size: .*>= 1"),
-        (MINIMAL + '[batch]\nsize = "x"\n', "batch.size: Expected `int`"),
+        (MINIMAL + '[batch]\nsize = "x"\n', "batch.size: Expected `int`, got `str`, not 'x'"),
+        (
+            MINIMAL + '[run]\ndtype = "float23"\n',
+            r"run.dtype is 'float23' \(did you mean 'float32'\?\); .*one of float32, float64, bfl",
+        ),
         (MINIMAL + "[model]\n", "not valid TOML"),
         ('[model]\nname = "mlp"\n', "missing required field `data`"),
         (MINIMAL + "run = 3\n", "no key model.run"),
@@ -71,6 +75,11 @@ def test_refused(text, says):
 def test_malformed_override_shows_the_form(override):
     with pytest.raises(UsageError, match="section.key=value"):
         from_text(MINIMAL, overrides=[override])
+
+
+def test_a_wrong_value_is_said_to_come_from_where_it_does():
+    with pytest.raises(UsageError, match=r"^--set: batch.size: Expected `int` >= 1, not 0$"):
+        from_text(MINIMAL, overrides=["batch.size=0"])
 
 
 def test_wrong_environment_variable_is_named():

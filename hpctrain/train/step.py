@@ -204,21 +204,22 @@ def bucket_bytes(session: Session) -> int:
     Collective over all ranks where the run file names a network.
     """
     parallel, layout = session.config.parallel, session.layouts.parameters
+    network = None
+    if parallel.network:  # read also where it is not needed: a wrong one is to be seen at once
+        network = on_first_rank(session.topology.comm, lambda: load_network(parallel.network))
     nbytes = layout.size * layout.dtype.itemsize
     if parallel.bucket_mib:
         return parallel.bucket_mib << 20
     crosses = session.topology.node_count > 1 or parallel.reduction == "messages"
     if not crosses or session.device.name != "cpu":
         return max(nbytes, 1)
-    if not parallel.network:
+    if network is None:
         return suited_bytes(nbytes)
     nodes, itemsize = node_list(session.topology), layout.dtype.itemsize
-
-    def suited() -> int:
-        network = load_network(parallel.network)
-        return cost_choice.bucket_bytes(nodes, itemsize, network, ("two-level",), nbytes)
-
-    return on_first_rank(session.topology.comm, suited)
+    return on_first_rank(
+        session.topology.comm,
+        lambda: cost_choice.bucket_bytes(nodes, itemsize, network, ("two-level",), nbytes),
+    )
 
 
 def schedule_of(config: RunConfig, total_steps: int) -> Schedule:
