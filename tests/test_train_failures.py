@@ -53,6 +53,11 @@ def test_missing_field(tmp_path, data):
     refused(done, 2, "data.input is 'imag'", "did you mean 'image'")
 
 
+def test_missing_network_even_where_none_is_needed(tmp_path, data):
+    file = run_file(tmp_path / "run.toml", data)
+    refused(hpctrain(2, "train", file, "--set", "parallel.network=no.toml"), 2, "no.toml")
+
+
 def test_missing_data_set(tmp_path):
     refused(hpctrain(2, "train", run_file(tmp_path / "run.toml", tmp_path / "no")), 1, "no")
 
