@@ -16,12 +16,14 @@ from hpctrain.data.node_windows import NodeWindows
 from hpctrain.errors import DataError
 
 pytestmark = pytest.mark.ranks(1, 2, 3, 4)
-BLOCKS, ROWS, BYTES = 16, 4, 20  # of the data set below: blocks, samples in a block, of a sample
+BLOCKS, ROWS = 16, 4  # of the data set below: blocks, and samples in a block
+BYTES = (12, 8)  # of a sample's fields
 
 
 def bound(blocks, ranks):
-    """Bytes for so many blocks (two fields, each padded) and the counters of the ranks."""
-    return blocks * ROWS * BYTES + 2 * 64 + ranks * 64
+    """Bytes for so many blocks (two fields in cache lines), the lock and the ranks' counters."""
+    lines = sum(-(-blocks * ROWS * nbytes // 64) for nbytes in BYTES)
+    return (lines + 1 + ranks) * 64
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ __all__ = ["NodeCache", "open_node_cache"]
 Arrays = dict[str, NDArray[Any]]
 Kinds = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 ALIGNED = 64
-ORDERED_STORES = ("x86_64", "AMD64")  # see `node_windows`
 
 
 class NodeCache:
@@ -109,7 +107,7 @@ def _sizes(
     if whole:
         sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in fields.values()]
         yield 0, sum(_padded(samples * size) for size in sizes)
-    if width is None or platform.machine() not in ORDERED_STORES or (whole and width == blocks):
+    if width is None or (whole and width == blocks):
         return
     rows = width * int(np.diff(starts).max(initial=1))
     most = max(node.comm.allgather(node.local_size))

@@ -15,8 +15,9 @@ writes its own line only:
 Window k may be written where window k - B was (B buffers) when DONE > k - B on all ranks, and be
 read when DECODED > k on all ranks. A new epoch begins when all have left the one before. A rank
 that is ahead has nothing to wait for, and the one that is behind finds its buffers free, so none
-waits for ever, as long as all ranks take the same steps. A counter is written after what it tells
-of: processors that show stores in another order (all but x86-64) have no such cache.
+waits for ever, as long as all ranks take the same steps. Counters are written and read under a lock
+of the node (`node_lock`), so that on any processor a rank that sees a counter also sees the blocks
+that were decoded before it was written.
 
 Layer: data. Is given a window of memory and a function that reads a block.
 """
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpctrain.data.node_lock import LOCK_BYTES, NodeLock
 from hpctrain.data.order import BlockWindowOrder
 from hpctrain.errors import DataError
 
@@ -53,9 +55,9 @@ class EpochClosed(Exception):
 
 
 def windows_bytes(fields: Kinds, rows: int, ranks: int) -> int:
-    """Bytes for windows of `rows` samples together, and for the counters."""
+    """Bytes for windows of `rows` samples together, for the lock and for the counters."""
     sizes = (dtype.itemsize * int(np.prod(shape)) for dtype, shape in fields.values())
-    return ranks * LINE * 8 + sum(_padded(rows * size) for size in sizes)
+    return LOCK_BYTES + ranks * LINE * 8 + sum(_padded(rows * size) for size in sizes)
 
 
 class NodeWindows:
@@ -70,15 +72,19 @@ class NodeWindows:
         width: int,
         buffers: int,
     ) -> None:
-        """`window`: `windows_bytes` for `buffers` windows of `width` blocks, on local rank 0."""
+        """`window`: `windows_bytes` for `buffers` windows of `width` blocks, on local rank 0.
+
+        Collective over the node: returns when the lock can be used.
+        """
         self.starts, self.buffers = starts, buffers
         self.rank, self.ranks = node.local_rank, node.local_size
         self._window = window
         self._rows = int(np.diff(starts).max(initial=1))
         self._width = width
         memory = window.segment(0)
-        begin = self.ranks * LINE * 8
-        self.lines = memory[:begin].view(np.int64).reshape(self.ranks, LINE)
+        begin = LOCK_BYTES + self.ranks * LINE * 8
+        self.lock = NodeLock(memory[:LOCK_BYTES], create=self.rank == 0)
+        self._lines = memory[LOCK_BYTES:begin].view(np.int64).reshape(self.ranks, LINE)
         self.memory: Arrays = {}
         for name, (dtype, shape) in fields.items():
             rows = buffers * width * self._rows
@@ -87,6 +93,17 @@ class NodeWindows:
             begin += _padded(nbytes)
         self._begun = 0
         self._turn = threading.Lock()  # one thread at a time, even if an old one ends late
+        window.fence()
+
+    def lines(self) -> NDArray[np.int64]:
+        """The counters of all ranks as they are now, a copy: int64 (ranks, LINE)."""
+        with self.lock:
+            return self._lines.copy()
+
+    def tell(self, what: int, value: int) -> None:
+        """Set a counter of this rank; all that it wrote before is seen by who sees it."""
+        with self.lock:
+            self._lines[self.rank, what] = value
 
     def begin(self) -> int:
         """The number of an epoch that is to be read; as many on all ranks of the node."""
@@ -106,14 +123,15 @@ class NodeWindows:
         Waits until the one before is left by all ranks of the node.
         """
         self._turn.acquire()
-        epochs, states = self.lines[:, EPOCH], self.lines[:, STATE]
         while number > 1:
-            if ((epochs >= number) | ((epochs == number - 1) & (states != 0))).all():
+            lines = self.lines()
+            epochs, left = lines[:, EPOCH], lines[:, STATE] != 0
+            if ((epochs >= number) | ((epochs == number - 1) & left)).all():
                 break
             time.sleep(SHORTEST)
-        line = self.lines[self.rank]
-        line[DECODED:] = 0
-        line[EPOCH] = number
+        with self.lock:
+            self._lines[self.rank, DECODED:] = 0
+            self._lines[self.rank, EPOCH] = number
         return WindowReader(self, order, position, closed, read, number)
 
     def give_back(self) -> None:
@@ -177,7 +195,7 @@ class WindowReader:
 
     def finish(self) -> None:
         """Decode what is left of this rank's blocks: others may need them."""
-        self._line()[DONE] = self._count
+        self._cache.tell(DONE, self._count)
         for number in range(self._at[0], self._count):
             self._decode_all(number)
 
@@ -185,14 +203,14 @@ class WindowReader:
         """End the epoch on this rank; the others see if it was before its time."""
         failed = error is not None and not isinstance(error, EpochClosed | GeneratorExit)
         early = LEFT if self._at[0] < self._count else ENDED
-        self._line()[STATE] = FAILED if failed else early
+        self._cache.tell(STATE, FAILED if failed else early)
         self._cache.give_back()
 
     def _enter(self, number: int) -> bool:
         """Bring a window in; whether it had to be waited for."""
         if self._window == number:
             return False
-        self._line()[DONE] = number
+        self._cache.tell(DONE, number)
         late = not self._reached(DECODED, number + 1)
         for earlier in range(self._at[0], number + 1):
             self._decode_all(earlier)
@@ -227,11 +245,11 @@ class WindowReader:
             self._at = (number, place)
         if share >= len(blocks):
             self._at = (number + 1, cache.rank)
-            self._line()[DECODED] = number + 1
+            self._cache.tell(DECODED, number + 1)
 
     def _reached(self, what: int, value: int) -> bool:
         """Whether all ranks are in this epoch and have come to `value`."""
-        lines = self._cache.lines.copy()
+        lines = self._cache.lines()
         behind = (lines[:, EPOCH] != self._epoch) | (lines[:, what] < value)
         gone = behind & (lines[:, EPOCH] == self._epoch) & (lines[:, STATE] != 0)
         if not gone.any():
@@ -254,10 +272,6 @@ class WindowReader:
                 raise EpochClosed
             time.sleep(pause)
             pause = min(2 * pause, LONGEST)
-
-    def _line(self) -> NDArray[np.int64]:
-        line: NDArray[np.int64] = self._cache.lines[self._cache.rank]
-        return line
 
 
 def _padded(nbytes: int) -> int:
