@@ -82,30 +82,6 @@ def test_a_file_that_changes_while_it_is_packed(tmp_path):
         pack({"text": documents}, tmp_path / "set")
 
 
-def test_byte_pairs(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    (tmp_path / "a.txt").write_text("the cat and the dog and the bird " * 20)
-    (tmp_path / "b.txt").write_text("the dog")
-    found = read_kind(
-        "text", [tmp_path / "a.txt", tmp_path / "b.txt"], None, ReadOptions(pairs=270)
-    )
-    dataset = packed(tmp_path, found.fields, tokens=found.tokens, files=found.files)
-    kept = (tmp_path / "set/text.tokenizer.json").read_text()
-    tokenizer = tokenizers.Tokenizer.from_str(kept)
-    text = dataset.read("train", "text")
-    assert text.values.dtype == np.uint16 and text[1][-1] == 0
-    assert tokenizer.decode(text[1][:-1].tolist()) == "the dog"
-    assert len(text[0]) < 20 * 33 / 2 and dataset.fields["text"].tokens == 270
-    assert "text.tokenizer.json" in dataset.manifest.provenance.arguments["files"]
-
-
-def test_byte_pairs_without_the_library(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    (tmp_path / "a.txt").write_text("abc")
-    with pytest.raises(UsageError, match=r"pip install 'hpctrain\[text\]'"):
-        read_texts([tmp_path / "a.txt"], pairs=300)
-
-
 def test_patterns():
     assert first_group("([0-9]+)", "ab12", "x") == "12"
     with pytest.raises(DataError, match="x: 'abc' does not hold"):
@@ -340,6 +316,22 @@ def test_volumes_are_packed(tmp_path):
     paths = [write_nifti(tmp_path / f"{i}.nii.gz", v) for i, v in enumerate(values)]
     field = packed(tmp_path, read_kind("volumes", paths, None, ReadOptions()).fields)
     np.testing.assert_array_equal(field.read("train", "volume"), values)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_volumes_in_slabs(tmp_path, order):
+    """Planes along the last dim; 2 of 11 are left over, and 1 of 4."""
+    rng = np.random.default_rng(2)
+    whole = [rng.integers(0, 99, (3, 5, depth)).astype(np.int16) for depth in (11, 4)]
+    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii"]
+    for path, values in zip(paths, whole, strict=True):
+        write_nifti(path, values, order, slope=0.5, intercept=1.0)
+    slabs = [whole[0][..., i : i + 3] for i in (0, 3, 6)] + [whole[1][..., :3]]
+    dataset = packed(tmp_path, read_kind("volumes", paths, None, ReadOptions(slab=3)).fields)
+    expected = np.stack(slabs) * np.float32(0.5) + 1
+    np.testing.assert_array_equal(dataset.read("train", "volume"), expected)
+    with pytest.raises(UsageError, match="b.nii has 4 planes: it cannot be cut into slabs of 5"):
+        read_volumes(paths, slab=5)
 
 
 def test_volumes_of_unlike_shapes(tmp_path):

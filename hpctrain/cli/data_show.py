@@ -48,7 +48,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def run_view(args: argparse.Namespace) -> int:
     """`hpctrain data view`: samples in text, and as a PNG if asked for."""
     from hpctrain.data.dataset import open_dataset
-    from hpctrain.data.show import describe_value, sample
+    from hpctrain.data.show import decoder, describe_value, sample
 
     dataset = open_dataset(args.directory)
     split = args.split or next(iter(dataset.splits))
@@ -59,11 +59,12 @@ def run_view(args: argparse.Namespace) -> int:
             f"no samples from {args.start} on: split {split!r} has {total}; give --start 0 to "
             f"{total - 1} and -n of 1 or more"
         )
+    decoders = {name: decoder(dataset, name) for name in dataset.fields}
     for number in range(args.start, last):
         print(f"{split} {number}")
         values = sample(dataset, split, number)
         for name, field in dataset.fields.items():
-            print(f"  {name}: {describe_value(field, values[name])}")
+            print(f"  {name}: {describe_value(field, values[name], decoders[name])}")
     if args.png is not None:
         _draw(dataset, split, range(args.start, last), args.png)
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hpctrain.data.dataset import Dataset
 from hpctrain.data.manifest import Field
 from hpctrain.data.shard import ShardReader
 
-__all__ = ["describe_value", "grid", "picture", "sample", "write_png"]
+__all__ = ["decoder", "describe_value", "grid", "picture", "sample", "write_png"]
 
 GAP = 2  # pixels between pictures
 TEXT_MOST = 200  # characters
@@ -49,7 +50,7 @@ def picture(name: str, field: Field, values: dict[str, NDArray[Any]]) -> NDArray
     """A field as an image, uint8 (height, width, 1 or 3), or None if it is none.
 
     Bytes are shown as they are, other numbers from the smallest (black) to the largest; of a
-    volume the middle plane.
+    volume the middle plane across its shortest dim.
     """
     value = values[name]
     if field.shape == "ragged":
@@ -58,7 +59,8 @@ def picture(name: str, field: Field, values: dict[str, NDArray[Any]]) -> NDArray
             return None
         value = value.reshape(shape)
     if value.ndim == 3 and value.shape[2] not in (1, 3, 4):
-        value = value[value.shape[0] // 2]
+        across = int(np.argmin(value.shape))
+        value = value.take(value.shape[across] // 2, axis=across)
     if value.ndim == 2:
         value = value[:, :, None]
     if value.ndim != 3 or min(value.shape[:2]) < 4:
@@ -106,8 +108,26 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     path.write_bytes(content)
 
 
-def describe_value(field: Field, value: NDArray[Any]) -> str:
-    """One value in one line: a word, text, letters, or numbers."""
+def decoder(dataset: Dataset, name: str) -> Callable[[list[int]], str] | None:
+    """What turns the byte-pair codes of a field into text, if there is such and the library is."""
+    path = dataset.path / f"{name}.tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return None
+    decode: Callable[[list[int]], str] = Tokenizer.from_file(str(path)).decode
+    return decode
+
+
+def describe_value(
+    field: Field, value: NDArray[Any], decode: Callable[[list[int]], str] | None = None
+) -> str:
+    """One value in one line: a word, text (`decode` turns its codes into it), or numbers."""
+    if decode is not None:
+        text = decode(value[value != 0][:TEXT_MOST].tolist())[:TEXT_MOST]
+        return f"{text!r}... ({len(value)} codes)"
     if field.tokens == 256 and field.dtype == "uint8":
         text = value[value != 0].tobytes().decode("utf-8", "replace")
         return repr(text[:TEXT_MOST]) + (f"... ({len(text)})" if len(text) > TEXT_MOST else "")

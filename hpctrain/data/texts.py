@@ -31,6 +31,8 @@ from hpctrain.errors import DataError, UsageError
 __all__ = ["END", "Tokens", "read_texts", "text_files"]
 
 END = "<|end|>"
+PIECE = 1 << 13  # bytes encoded at once
+WORD_END = re.compile(rb"[!-~](?=[ \t\n\r])")  # ASCII only: no character is cut
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".json", ".c", ".h", ".cu")
 
 
@@ -70,7 +72,8 @@ def read_texts(
         pattern: a regular expression whose first group, found in a document's path, is its label.
 
     Bytes of whole files are read when they are packed; all else is made now, and kept in a file
-    without a name in $TMPDIR. Memory is that of one file.
+    without a name in $TMPDIR. Memory is that of one file and its codes, and where byte pairs are
+    learned, of all different words.
     """
     labels = _labels(paths, pattern) if pattern else None
     if pairs is not None:
@@ -131,10 +134,8 @@ def _paired(paths: Sequence[Path], lines: bool, size: int, labels: Categories | 
     tokenizers = _library()
     if lines and labels is not None:
         raise UsageError("labels come from the paths of files: lines have none")
-    texts: Callable[[], Iterator[str]] = lambda: (  # noqa: E731
-        document.decode("utf-8", "replace")
-        for path in paths
-        for document in (_lines(path) if lines else (_content(path),))
+    documents: Callable[[], Iterator[bytes]] = lambda: (  # noqa: E731
+        document for path in paths for document in (_lines(path) if lines else (_content(path),))
     )
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -145,14 +146,36 @@ def _paired(paths: Sequence[Path], lines: bool, size: int, labels: Categories | 
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator((p for text in documents() for p in _pieces(text)), trainer)
     count = tokenizer.get_vocab_size()
-    dtype = np.uint16 if count <= 1 << 16 else np.uint32
-    codes = (
-        np.array([*tokenizer.encode(text, add_special_tokens=False).ids, 0], dtype)
-        for text in texts()
-    )
+    dtype = np.dtype(np.uint16 if count <= 1 << 16 else np.uint32)
+    codes = (_encoded(tokenizer, text, dtype) for text in documents())
     return Tokens(collect(codes, dtype), labels, count, tokenizer.to_str())
+
+
+def _encoded(tokenizer: Any, document: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A document's codes, and the one that closes it."""
+    codes = bytearray()  # grows in place
+    for piece in _pieces(document):
+        codes += np.array(tokenizer.encode(piece, add_special_tokens=False).ids, dtype).tobytes()
+    codes += bytes(dtype.itemsize)
+    return np.frombuffer(codes, dtype)
+
+
+def _pieces(document: bytes) -> Iterator[str]:
+    """A document in pieces of 8 KiB or a little more, cut where no code is.
+
+    The library takes 80 bytes of memory for each byte that it encodes at once, and learns from 256
+    texts at once (measured, 0.23: 12 MiB as one text grow the process by 970 MiB, in pieces by 7).
+    White space is only at the begin of its words, so that the place before white space that
+    follows a letter or sign is between two words, whatever comes after it.
+    """
+    begin = 0
+    while begin < len(document):
+        found = WORD_END.search(document, begin + PIECE)
+        end = found.end() if found else len(document)
+        yield document[begin:end].decode("utf-8", "replace")
+        begin = end
 
 
 def _library() -> Any:
