@@ -15,7 +15,8 @@ from data_sets import flip_chunk_byte, rows
 from launching import mpirun
 
 from hpctrain.cli import data as command
-from hpctrain.data import open_dataset, pack
+from hpctrain.cli import data_pack
+from hpctrain.data import Ragged, open_dataset, pack
 from hpctrain.errors import DataError, UsageError
 
 
@@ -57,6 +58,43 @@ def test_pack_info_verify(run, archive, tmp_path):
     assert "from a.npz" in text
     status, text = run("verify", out)
     assert status == 0 and "sound; 200 samples in 4 shards" in text
+
+
+def test_messages_say_the_way_out(run, tmp_path):
+    (tmp_path / "a.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(DataError, match="'a;b', as if cells were separated by ';'; .csv is read"):
+        run("pack", tmp_path / "a.csv", "--out", tmp_path / "set")
+    (tmp_path / "b.csv").write_text("a,b\n1,2.5\n")
+    with pytest.raises(UsageError, match="cannot stratify by 'b': it must be"):
+        run("pack", tmp_path / "b.csv", "--out", tmp_path / "set", "--stratify", "b", "--mask", "b")
+    with pytest.raises(DataError, match="a folder of text is read with --as text"):
+        run("pack", tmp_path, "--out", tmp_path / "set")
+
+
+def test_a_dry_run_says_what_would_be_written(run, archive, tmp_path):
+    out = tmp_path / "set"
+    words = ("pack", archive, "--out", out, "--label", "target", "--split", "train=0.8,test=0.2")
+    status, text = run(*words, "--dry-run")
+    nbytes = 200 * (3 * 4 + 8 + 2 * 8)  # x, target, junk
+    assert status == 0 and f"{nbytes / 1e6:.1f} MB; nothing was written" in text
+    assert not out.exists()
+    assert run(*words)[1].splitlines()[:2] == text.splitlines()[:2]  # the counts
+
+
+def test_a_dry_run_counts_the_bytes_of_ragged_fields(tmp_path):
+    words = Ragged.of([np.zeros(i, np.uint16) for i in range(20)])
+    manifest = pack({"word": words}, tmp_path / "set", shard_samples=8, dry_run=True)
+    lengths = sum(range(20)) * 2 + (20 + 3) * 8
+    assert sum(s.bytes for s in manifest.splits["train"].shards) == lengths
+
+
+def test_progress_in_a_log(run, archive, tmp_path, monkeypatch):
+    """Where nobody watches a terminal: a line now and then, here after every shard."""
+    monkeypatch.setattr(data_pack, "LOG_EVERY", 0)
+    said = []
+    monkeypatch.setattr(data_pack, "print", lambda *words, **_: said.append(*words), raising=False)
+    assert run("pack", archive, "--out", tmp_path / "set", "--shard-samples", 50)[0] == 0
+    assert said[:4] == [f"packing: {part:4.0%}" for part in (0.25, 0.5, 0.75, 1)]
 
 
 def test_verify_names_what_is_damaged(run, archive, tmp_path):

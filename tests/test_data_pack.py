@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpctrain.data import Ragged, open_dataset, pack, verify
-from hpctrain.data.shard import chunk_shape
+from hpctrain.data.shard_write import chunk_shape
 from hpctrain.errors import DataError, UsageError
 
 

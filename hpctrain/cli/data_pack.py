@@ -6,24 +6,23 @@ Layer: cli. Imports NumPy and h5py only when the command runs.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hpctrain.errors import DataError, UsageError, nearest
+from hpctrain.cli.data_sources import ROLES, choose, fractions_of, read_sources
+from hpctrain.errors import UsageError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from hpctrain.data.kinds import ReadOptions
-    from hpctrain.data.manifest import Field, Manifest, Source
-    from hpctrain.data.sources import SourceData
+    from hpctrain.data.manifest import Field, Manifest
 
 __all__ = ["add_parser", "brief", "counted", "launched", "shape_text"]
 
-SOURCE = re.compile(r"(?:(?P<split>[A-Za-z_][\w-]*):)?(?:(?P<field>[A-Za-z_]\w*)=)?(?P<file>.+)")
-ROLES = ("input", "label", "mask", "weight")
+
+LOG_EVERY = 10.0  # seconds between two lines of progress in a log
 
 PACK_HELP = """\
 Pack files into a data set: HDF5 shards and a manifest. Under mpirun all ranks pack together, and
@@ -99,6 +98,8 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
     add("--size", metavar="HxW", help="images: resize all to height x width")
     add("--channels", type=int, metavar="N", help="images: 1, 3 or 4 (as the files have)")
     add("--kmers", type=int, metavar="K", help="sequences: pack counts of words of K letters")
+    add("--slab", type=int, metavar="N", help="volumes: cut each into slabs of N planes along its "
+        "last dim, every one a sample; planes that are left over are left out")  # fmt: skip
 
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:
@@ -124,12 +125,12 @@ def run_pack(args: argparse.Namespace) -> int:
     comm = launched()
     first = comm is None or comm.rank == 0
     roles = {name: role for role in ROLES for name in getattr(args, role)}
-    parts, found, sources = _read_sources(args, {*roles, *ROLES})
-    split = _fractions(args.split)
+    parts, found, sources = read_sources(args, {*roles, *ROLES})
+    split = fractions_of(args.split)
     if "" not in parts and split:
         raise UsageError("--split cannot divide sources that already name their split")
     named = {name for name in (args.key, args.group, args.stratify) if name is not None}
-    parts, left_out = _choose(parts, roles, args.drop, bool(args.input), named)
+    parts, left_out = choose(parts, roles, args.drop, bool(args.input), named)
     kept = {name for fields in parts.values() for name in fields}
     roles = {n: "mask" for n in kept if n.endswith("_missing")} | roles
     manifest = pack(
@@ -155,7 +156,7 @@ def run_pack(args: argparse.Namespace) -> int:
         sources=sources,
         licence=args.licence,
         comm=comm,
-        progress=_progress if sys.stderr.isatty() else None,
+        progress=_Progress(),
     )
     if first:
         _report(args, manifest, left_out)
@@ -171,9 +172,20 @@ def launched() -> MPI.Intracomm | None:
     return start()
 
 
-def _progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\rpacking: {done / max(total, 1):4.0%}", end=end, file=sys.stderr, flush=True)
+class _Progress:
+    """The part that is written: on a terminal in place, in a job's log a line now and then."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        text = f"packing: {done / max(total, 1):4.0%}"
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{text}", end=end, file=sys.stderr, flush=True)
+        elif time.monotonic() - self._said >= LOG_EVERY:
+            self._said = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
 
 
 def _report(args: argparse.Namespace, manifest: Manifest, left_out: set[str]) -> None:
@@ -190,114 +202,11 @@ def _report(args: argparse.Namespace, manifest: Manifest, left_out: set[str]) ->
         for name, field in manifest.fields.items()
     )
     if args.dry_run:
-        print(f"{args.out} would hold {fields}; nothing was written")
+        nbytes = sum(s.bytes for split in manifest.splits.values() for s in split.shards)
+        size = f"{nbytes / 1e6:,.1f} MB" + (" before compression" if args.gzip else "")
+        print(f"{args.out} would hold {fields}; {size}; nothing was written")
     else:
         print(f"{args.out}: {fields}; {manifest.dataset_id[:23]}")
-
-
-def _options(args: argparse.Namespace, apart: set[str]) -> ReadOptions:
-    from hpctrain.data.kinds import ReadOptions
-
-    size = None
-    if args.size is not None:
-        match = re.fullmatch(r"(\d+)x(\d+)", args.size)
-        if match is None or "0" in match.groups():
-            raise UsageError(f"--size {args.size!r}: give HEIGHTxWIDTH, such as 64x64")
-        size = (int(match[1]), int(match[2]))
-    return ReadOptions(
-        apart | {n for n in (args.key, args.group, args.stratify) if n},
-        args.drop,
-        args.require,
-        args.label_pattern,
-        args.label_least,
-        args.lines,
-        args.pairs,
-        size,
-        args.channels,
-        args.kmers,
-    )
-
-
-def _read_sources(
-    args: argparse.Namespace, apart: set[str]
-) -> tuple[dict[str, dict[str, Any]], SourceData, list[Source]]:
-    """split ("" where none is named) -> field -> array; what is known of fields; the files."""
-    from hpctrain.data.kinds import ALONE, files_of, kind_of, read_kind
-    from hpctrain.data.sources import SourceData, describe
-
-    groups: dict[tuple[str, ...], list[Path]] = {}
-    for number, text in enumerate(args.sources):
-        match = SOURCE.fullmatch(text)
-        if match is None:
-            raise UsageError(f"{text!r} is not a source: give [SPLIT:][FIELD=]FILE")
-        path = Path(match["file"])
-        kind = kind_of(path, args.kind)
-        together = str(number) if kind in ALONE else ""
-        split, name = match["split"] or "", match["field"] or ""
-        groups.setdefault((split, name, kind, together), []).append(path)
-    parts: dict[str, dict[str, Any]] = {}
-    found = SourceData({})
-    options = _options(args, apart)
-    for (split, name, kind, _), paths in groups.items():
-        content = read_kind(kind, paths, name or None, options)
-        part = parts.setdefault(split, {})
-        twice = sorted(part.keys() & content.fields.keys())
-        if twice:
-            raise UsageError(f"{paths[0]}: the field {twice[0]!r} comes from another source too")
-        part |= content.fields
-        _add_known(found, content, paths[0])
-    if "" in parts and len(parts) > 1:
-        raise UsageError("either all sources name their split (SPLIT:FILE), or none does")
-    files = [file for paths in groups.values() for path in paths for file in files_of(path)]
-    return parts, found, [describe(file) for file in files]
-
-
-def _add_known(found: SourceData, content: SourceData, path: Path) -> None:
-    """Add what is known of a source's fields; splits must agree."""
-    for name, names in content.columns.items():
-        if found.columns.setdefault(name, names) != names:
-            raise DataError(f"{path}: its columns {names} are not {found.columns[name]}")
-    for name, text in content.files.items():
-        if found.files.setdefault(name, text) != text:
-            raise UsageError("--pairs takes all text together: let --split divide it")
-    found.vocabularies.update(content.vocabularies)
-    found.tokens.update(content.tokens)
-
-
-def _fractions(text: str | None) -> dict[str, float] | None:
-    if text is None:
-        return None
-    try:
-        pairs = [item.split("=") for item in text.split(",")]
-        fractions = {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise UsageError(f"--split {text!r}: give fractions such as train=0.8,test=0.2") from None
-    if len(fractions) != len(pairs):
-        raise UsageError(f"--split {text!r} names a split twice")
-    return fractions
-
-
-def _choose(
-    parts: dict[str, dict[str, Any]],
-    roles: dict[str, str],
-    drop: list[str],
-    inputs: bool,
-    named: set[str],
-) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """The fields to pack, and those left out: dropped, or with --input named by no option."""
-    known = {name for fields in parts.values() for name in fields}
-    for name in roles:
-        if name in drop:
-            raise UsageError(f"the field {name!r} is to be both packed and dropped")
-        if name not in known:
-            raise UsageError(
-                f"no source has a field {name!r}{nearest(name, known)}; "
-                f"there are {', '.join(sorted(known))}"
-            )
-    asked = {*roles, *ROLES, *(f"{name}_shape" for name in roles), *named}
-    out = {n for n in known if n in drop or (inputs and n not in asked)}
-    kept = {p: {n: v for n, v in f.items() if n not in out} for p, f in parts.items()}
-    return kept, out
 
 
 def shape_text(field: Field) -> str:

@@ -34,7 +34,8 @@ def sorted_images(folder: Path) -> tuple[list[Path], list[str]]:
     )
     if not found:
         raise DataError(
-            f"{folder} holds no images in a folder per class ({', '.join(sorted(SUFFIXES))})"
+            f"{folder} holds no images in a folder per class ({', '.join(sorted(SUFFIXES))}); "
+            f"a folder of text is read with --as text"
         )
     return found, [path.relative_to(folder).parts[0] for path in found]
 

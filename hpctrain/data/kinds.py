@@ -44,6 +44,7 @@ class ReadOptions:
     size: tuple[int, int] | None = None  # images: (height, width)
     channels: int | None = None  # images
     kmers: int | None = None  # sequences: counts of words of this length
+    slab: int | None = None  # volumes: planes of a sample
 
 
 def kind_of(path: Path, wanted: str | None = None) -> str:
@@ -81,7 +82,7 @@ def read_kind(
     if kind == "volumes":
         from hpctrain.data.volumes import read_volumes
 
-        return SourceData(read_volumes(paths, name or "volume"))
+        return SourceData(read_volumes(paths, name or "volume", options.slab))
     from hpctrain.data.sequences import LETTERS, read_sequences
 
     name = name or "sequence"

@@ -86,7 +86,7 @@ def pack(
         shard_samples: samples per file (default: about 128 MiB).
         gzip: compress blocks; smaller, and several times slower to read.
         force: replace a data set that is there. resume: keep shards that are already right.
-        dry_run: write no data set; the manifest has counts, but neither sizes nor checksums.
+        dry_run: write no data set; the manifest has counts, bytes before compression, no checksums.
         columns, vocabularies, tokens: names of a table's columns; what the codes of a field stand
             for; how many codes a field of text has. By field; recorded in the manifest, as are
             sources, licence and notes. files: name -> text, written beside the shards.

@@ -68,6 +68,13 @@ class Rows:
     groups: NDArray[np.uint64] | None  # of rows[i]
     bounds: NDArray[np.int64]  # of the shards
 
+    def nbytes(self, name: str, rows: NDArray[np.int64]) -> int:
+        """Bytes of field `name` in some rows as its source has it; with offsets if it is ragged."""
+        array = self.arrays[name]
+        if isinstance(array, Ragged | ComputedRagged):
+            return int(array.lengths[rows].sum()) * array.dtype.itemsize + 8 * (len(rows) + 1)
+        return len(rows) * math.prod(array.shape[1:]) * array.dtype.itemsize
+
     def take(self, name: str, first: int, last: int, dtype: str) -> Taken:
         """Field `name` of the samples first to last - 1, as `dtype` in native byte order."""
         rows, array = self.rows[first:last], self.arrays[name]
@@ -200,8 +207,9 @@ def _divide(
 def _strata(content: Mapping[str, Array], name: str, label: str | None) -> NDArray[Any]:
     array = content.get(name)
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iub":
+        hint = "" if name in content else nearest(name, content)
         raise UsageError(
-            f"cannot stratify by {name!r}{nearest(name, content)}: it must be a field of one whole "
+            f"cannot stratify by {name!r}{hint}: it must be a field of one whole "
             f"number or word per sample" + (f", such as {label!r}" if label else "")
         )
     return array

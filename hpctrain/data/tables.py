@@ -75,10 +75,7 @@ def read_table(
 
     Numbers may be written as $1,234.00; missing are empty cells, NA, N/A, NaN, null, None and ?.
     """
-    with _open(path) as file:
-        header = next(_reader(path, file), [])
-    if not header or len(set(header)) != len(header):
-        raise DataError(f"{path} must begin with a line of distinct column names, not {header}")
+    header = _header(path)
     wrong = sorted(set(require) - set(header))
     if wrong:
         raise DataError(f"{path} has no column {wrong[0]!r}{nearest(wrong[0], header)}")
@@ -109,6 +106,20 @@ def read_table(
     fields |= {header[c]: words.categories() for c, words in texts.items()}
     fields |= {header[c]: _whole(np.concatenate(parts)) for c, parts in numbers.items()}
     return fields, [header[c] for c in matrix]
+
+
+def _header(path: Path) -> list[str]:
+    """The names of the columns."""
+    with _open(path) as file:
+        header = next(_reader(path, file), [])
+    if not header or len(set(header)) != len(header):
+        raise DataError(f"{path} must begin with a line of distinct column names, not {header}")
+    if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
+        raise DataError(
+            f"{path}: the only column is called {header[0][:80]!r}, as if cells were separated by "
+            f"{other[0]!r}; .csv is read with commas, .tsv with tabs"
+        )
+    return header
 
 
 def _numeric_columns(path: Path, header: list[str], used: list[int], needed: list[int]) -> set[int]:

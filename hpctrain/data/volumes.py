@@ -3,7 +3,7 @@
 The header is 348 bytes: sizes at 40, type at 70, offset of the values at 108, slope and intercept
 at 112. Values are stored with the first dim running fastest; a field holds them as (x, y, z), in
 the type of the file, scaled to float32 only if the header scales them. Each file is read when its
-shard is written.
+shard is written; of a file in slabs, only the slab (of a .gz what is before it is unpacked, too).
 
 Layer: data. Knows nothing of shards.
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.data.computed import Computed, ComputedRagged
-from hpctrain.errors import DataError
+from hpctrain.errors import DataError, UsageError
 
 __all__ = ["Volume", "read_header", "read_values", "read_volumes"]
 
@@ -80,33 +80,54 @@ def read_header(path: Path) -> Volume:
     return Volume(shape, np.dtype(order + TYPES[kind]), int(offset), slope, intercept)
 
 
-def read_values(path: Path, volume: Volume) -> NDArray[Any]:
-    """The values, `volume.shape`, as `volume.kept`; the whole file is read."""
-    count = math.prod(volume.shape)
-    raw = _read(path, volume.offset, count * volume.dtype.itemsize)
-    values = np.frombuffer(raw, volume.dtype).reshape(volume.shape, order="F")
+def read_values(path: Path, volume: Volume, first: int = 0, last: int = -1) -> NDArray[Any]:
+    """Planes first to last - 1 along the last dim (default: all), as `volume.kept`."""
+    *plane, depth = volume.shape
+    planes = (depth if last < 0 else last) - first
+    nbytes = math.prod(plane) * volume.dtype.itemsize
+    raw = _read(path, volume.offset + first * nbytes, planes * nbytes)
+    values = np.frombuffer(raw, volume.dtype).reshape((*plane, planes), order="F")
     if volume.scaled:
         return (values * np.float64(volume.slope) + volume.intercept).astype(np.float32)
     return values.astype(volume.kept)
 
 
-def read_volumes(paths: Sequence[Path], name: str = "volume") -> dict[str, Any]:
-    """A field of volumes, (n, x, y, z); of unlike shapes: ragged, and "<name>_shape" beside it."""
+def read_volumes(
+    paths: Sequence[Path], name: str = "volume", slab: int | None = None
+) -> dict[str, Any]:
+    """A field of volumes, (n, x, y, z); of unlike shapes: ragged, and "<name>_shape" beside it.
+
+    With `slab` every volume gives z // slab samples of (x, y, slab), in the order of their planes;
+    what is left over is left out. Raises `UsageError` where a volume has fewer planes.
+    """
     volumes = [read_header(path) for path in paths]
     kept = {volume.kept for volume in volumes}
     dtype = kept.pop() if len(kept) == 1 else np.dtype(np.float32)
+    parts = [part for i, v in enumerate(volumes) for part in _slabs(paths[i], i, v.shape, slab)]
 
-    def read(i: int) -> NDArray[Any]:
-        return read_values(paths[i], volumes[i]).astype(dtype, copy=False)
+    def read(sample: int) -> NDArray[Any]:
+        i, first, last = parts[sample]
+        return read_values(paths[i], volumes[i], first, last).astype(dtype, copy=False)
 
-    shapes = [volume.shape for volume in volumes]
+    shapes = [(*volumes[i].shape[:-1], last - first) for i, first, last in parts]
     if len(set(shapes)) == 1:
-        return {name: Computed((len(paths), *shapes[0]), dtype, read)}
+        return {name: Computed((len(parts), *shapes[0]), dtype, read)}
     if len({len(shape) for shape in shapes}) != 1:
         raise DataError(f"the volumes differ in their number of dims: {sorted(set(shapes))[:4]}")
     lengths = np.array([math.prod(shape) for shape in shapes], np.int64)
     ragged = ComputedRagged(lengths, dtype, lambda i: read(i).reshape(-1))
     return {name: ragged, f"{name}_shape": np.array(shapes, np.int32)}
+
+
+def _slabs(
+    path: Path, number: int, shape: tuple[int, ...], slab: int | None
+) -> list[tuple[int, int, int]]:
+    """(number, first, last plane) of each sample of a volume."""
+    depth = shape[-1]
+    if slab is not None and not 1 <= slab <= depth:
+        raise UsageError(f"{path} has {depth} planes: it cannot be cut into slabs of {slab}")
+    planes = slab or depth
+    return [(number, first, first + planes) for first in range(0, depth - planes + 1, planes)]
 
 
 def _read(path: Path, offset: int, nbytes: int) -> bytes:

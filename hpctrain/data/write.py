@@ -32,7 +32,8 @@ from hpctrain.data.order import BLOCKWIN
 from hpctrain.data.plan import Plan
 from hpctrain.data.ragged import Ragged
 from hpctrain.data.schema import Taken
-from hpctrain.data.shard import Header, ShardReader, write_shard
+from hpctrain.data.shard import Header, ShardReader
+from hpctrain.data.shard_write import write_shard
 from hpctrain.data.stats import FieldStatistics
 from hpctrain.errors import DataError
 
@@ -47,14 +48,18 @@ Done = tuple[str, Shard, FieldStatistics | None]
 
 
 def planned(plan: Plan, provenance: Provenance) -> Manifest:
-    """The manifest of a plan that is not carried out: counts, but no sizes and no checksums."""
+    """The manifest of a plan that is not carried out: counts, but no checksums.
+
+    The bytes of a shard are those of its values, without compression and HDF5's own.
+    """
     splits = {}
-    for name in plan.splits:
-        shards = [
-            Shard(_file(name, i), 0, "", last - first, -(-(last - first) // plan.block_samples),
-                  _counts(plan, plan.splits[name].rows[first:last], name))
-            for i, first, last in plan.shards(name)
-        ]  # fmt: skip
+    for name, content in plan.splits.items():
+        shards = []
+        for i, first, last in plan.shards(name):
+            rows, n = content.rows[first:last], last - first
+            nbytes = sum(content.nbytes(field, rows) for field in content.arrays)
+            blocks, counts = -(-n // plan.block_samples), _counts(plan, rows, name)
+            shards.append(Shard(_file(name, i), nbytes, "", n, blocks, counts))
         splits[name] = Split(sum(shard.n for shard in shards), tuple(shards))
     return _manifest(plan, splits, plan.fields, provenance)
 
