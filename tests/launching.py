@@ -55,10 +55,14 @@ DEFAULTS = {
 
 
 def launcher() -> str:
-    """`mpirun` beside this Python (an MPI from PyPI), else the one in PATH."""
-    beside = Path(sys.executable).parent / "mpirun"
-    if beside.exists():
-        return str(beside)
+    """`mpirun` beside this Python (an MPI from PyPI), else the one in PATH.
+
+    Intel MPI's mpirun is a script that a signal ends without its ranks: there and with MPICH the
+    program behind it.
+    """
+    for name in ("mpiexec.hydra", "mpirun"):
+        if (beside := Path(sys.executable).parent / name).exists():
+            return str(beside)
     for name in ("mpirun", "mpiexec"):
         if found := shutil.which(name):
             return found

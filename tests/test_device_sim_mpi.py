@@ -55,7 +55,12 @@ def test_mpi4py_takes_every_type(dtype):
     host = np.arange(5).astype(DTYPES[dtype])
     x, y = device.from_host(host), device.zeros(5, host.dtype)
     device.synchronize()
-    MPI.COMM_SELF.Sendrecv(x, dest=0, recvbuf=y, source=0)
+    try:
+        MPI.COMM_SELF.Sendrecv(x, dest=0, recvbuf=y, source=0)
+    except MPI.Exception as error:
+        if dtype == "float16" and error.Get_error_class() == MPI.ERR_TYPE:
+            pytest.skip("this MPI library has no float16 (Open MPI 4); hpctrain sends it as bytes")
+        raise
     np.testing.assert_array_equal(device.to_host(y), host)
     capsule = x.__dlpack__()
     address = pointer_of(capsule, b"dltensor")

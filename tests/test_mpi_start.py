@@ -75,7 +75,7 @@ def test_an_exception_with_a_thread_still_running():
 def test_the_hook_can_be_turned_off():
     code, text = run(
         2,
-        "import sys; print(sys.excepthook is sys.__excepthook__)",
+        "import sys; sys.stdout.write(f'{sys.excepthook is sys.__excepthook__}\\n')",
         HPCTRAIN_ABORT_ON_EXCEPTION="0",
     )
     assert code == 0 and text.split() == ["True", "True"]

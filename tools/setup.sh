@@ -129,7 +129,8 @@ set_up() { # extras, such as demo or test
 
 # "mpirun (Open MPI) 5.0.11", "MPICH 5.0.2"
 title_of() { # mpirun
-    "$1" --version 2>/dev/null | sed -n '1{/HYDRA/!p}; s/^ *Version: */MPICH /p' | sed -n 1p
+    # Intel MPI's looks for its other half in PATH.
+    PATH=$(dirname "$1"):$PATH "$1" --version 2>/dev/null | sed -n '1{/HYDRA/!p}; s/^ *Version: */MPICH /p' | sed -n 1p
 }
 
 install_with_mpi() { # extras

@@ -38,9 +38,11 @@ Array = Any  # of NumPy, or of a GPU
 Operation = Callable[["MPI.Intracomm", Array, Array], Array]
 MARK = "PROBE "  # begins the line that a job prints
 SLOW = 2.0  # times as long as through the host
-# What a launcher prints of a rank's signal, then what hpctrain and Python say of an exception.
+# What Python and launchers say of a rank's signal, then hpctrain and Python of an exception.
 CAUSES = (
+    r"Fatal Python error: (.*)",
     r"Signal: (.*?) \(\d+\)",
+    r"EXIT STRING: (.*?) \(signal",
     r"exited on (signal .*)",
     r"(?:^|\n)error(?: on rank \d+ of \d+)?: (.*)",
     r"\n[\w.]*(?:Error|Exception): (.*)",

@@ -49,6 +49,7 @@ LOCAL_RANKS = (
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
 # Rank 0 speaks first. When all ranks fail alike it has ended the job before the others speak too.
 HOLD = 0.5  # seconds
+PASS_ON = 0.2  # seconds for the launcher to pass the message on: MPICH's may kill ranks before
 
 
 def local_rank_from_environment(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -210,6 +211,7 @@ def _end_job(error: BaseException, trace: TracebackType | None, where: str) -> N
             stream.flush()
     with contextlib.suppress(OSError):
         os.write(2, f"{text.rstrip()}\n".encode(errors="replace"))
+    time.sleep(PASS_ON)
     # Without full thread support only the main thread may call MPI; a launcher also ends the job
     # when one rank exits with an error before MPI_Finalize.
     if where and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
