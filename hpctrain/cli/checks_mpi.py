@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from hpctrain.mpi.topology import Topology
 
-__all__ = ["Ranks", "checks"]
+__all__ = ["Ranks", "checks", "find_launcher", "path_with"]
 
 # The launcher's number of this rank, to let one of several that MPI calls "rank 0 of 1" speak.
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -136,6 +136,11 @@ def mpirun(ranks: Ranks) -> Answer | None:
     mine, other = _version(own), _version(ranks.launcher_text)
     if mine and other and mine.split(".")[0] != other.split(".")[0]:
         return warn(f"{text}, the library is {own}", "use the mpirun of the library's version")
+    if _maker(own) == "Intel MPI" and Path(ranks.launcher).name == "mpirun":
+        return note(
+            f"{text} is a script that a signal ends while its ranks go on",
+            "start with mpiexec.hydra where a job is to be told of its end by a signal",
+        )
     return ok(text)
 
 
@@ -150,6 +155,7 @@ def launcher_version(program: str | None) -> str:
     if program is None:
         return ""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_COMM", "PRTE_"))}
+    kept["PATH"] = path_with(program)
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -167,6 +173,13 @@ def launcher_version(program: str | None) -> str:
         number = next((line.split()[-1] for line in lines if line.startswith("Version:")), "")
         return f"HYDRA of MPICH {number}".strip()
     return first
+
+
+def path_with(program: str) -> str:
+    """PATH beginning with a launcher's folder, where Intel MPI's looks for its other half."""
+    path = os.environ.get("PATH", os.defpath)
+    folder = os.path.dirname(program)
+    return f"{folder}{os.pathsep}{path}" if folder else path
 
 
 def _maker(text: str) -> str:

@@ -4,8 +4,8 @@ Runs alone and under mpirun, where rank 0 prints one report for all ranks and va
 between them are listed with their ranks. It never ends in a traceback: a check that fails is a
 line of the report. Exit code 1 where a line says [FAIL], else 0.
 
-Layer: cli. The checks are in checks_machine, checks_files and checks_mpi; `--probe-gpu-mpi` is all
-in checks_gpu.
+Layer: cli. The checks are in checks_machine, checks_files and checks_mpi; `--affinity`, `--vet` and
+`--probe-gpu-mpi` are in affinity, vet and checks_gpu.
 """
 
 from __future__ import annotations
@@ -54,10 +54,27 @@ def add_parser(subparsers: Any) -> None:
         default=Path("runs"),
         help="where runs are to be written (default: %(default)s)",
     )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--affinity",
+        action="store_true",
+        help="instead: which cores, NUMA node, GPU and threads each rank has",
+    )
+    instead.add_argument(
+        "--vet",
+        action="store_true",
+        help="instead: how quick each node is beside the others, in at most 20 s; exit status 4 "
+        "where one is an outlier",
+    )
     parser.add_argument(
+        "--bad-nodes",
+        metavar="FILE",
+        help="of --vet: add the hosts of outliers to FILE, which jobs/slurm/relaunch.sh reads",
+    )
+    instead.add_argument(
         "--probe-gpu-mpi",
         action="store_true",
-        help="nothing else: try every MPI operation on GPU memory, each in a job of its own",
+        help="instead: try every MPI operation on GPU memory, each in a job of its own",
     )
     parser.add_argument(
         "--device",
@@ -80,6 +97,14 @@ def run(args: argparse.Namespace) -> int:
         from hpctrain.cli import checks_gpu
 
         return checks_gpu.run(args)
+    if args.affinity:
+        from hpctrain.cli import affinity
+
+        return affinity.run(args)
+    if args.vet:
+        from hpctrain.cli import vet
+
+        return vet.run(args)
     checks, answers, ranks = _examine(args.folder)
     world = ranks.world
     rows = [answers] if world is None else world.gather(answers, root=0)
