@@ -7,9 +7,14 @@ Layer: mpi. Does not import mpi4py, so that notes can be read where MPI must not
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-__all__ = ["Log", "compact", "expand"]
+__all__ = ["Log", "Note", "compact", "expand"]
+
+# Told of a call that is over: its name, group and number as in `Log`, what is known of its buffers
+# and partners, and when it began and ended.
+Note = Callable[[str, str, int, Mapping[str, Any] | None, float, float], None]
 
 
 class Log:
@@ -21,6 +26,8 @@ class Log:
         counts: collectives entered so far, by group; of all threads.
         seconds: time spent inside so far.
         branches: the logs of other threads.
+        note: who is told of every call that is over; see `tell`.
+        carried: what the call under way sends or receives, where somebody is told.
     """
 
     def __init__(self) -> None:
@@ -29,6 +36,8 @@ class Log:
         self.counts: dict[str, int] = {}
         self.seconds = 0.0
         self.branches: list[Log] = []
+        self.note: Note | None = None
+        self.carried: Mapping[str, Any] | None = None
         self._events = 0
         self._since = 0.0
 
@@ -45,9 +54,14 @@ class Log:
     def branch(self) -> Log:
         """The log of another thread, whose communicators are its own."""
         log = Log()
-        log.counts = self.counts
+        log.counts, log.note = self.counts, self.note
         self.branches.append(log)
         return log
+
+    def tell(self, note: Note | None) -> None:
+        """Tell `note` of the calls of all threads from now on, or nobody."""
+        for log in (self, *self.branches):
+            log.note = note
 
     def current(self) -> Log:
         """The log of the thread that is inside a call; this one where several are, or none is."""
@@ -68,7 +82,11 @@ class Log:
 
     def leave(self) -> None:
         """It ends."""
-        self.seconds += time.perf_counter() - self._since
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        if self.note is not None:
+            self.note(self.inside, self.group, self.number, self.carried, self._since, now)
+            self.carried = None
         self.inside = ""
         self._events += 1
 

@@ -32,6 +32,7 @@ COLLECTIVES = (
     "allgather", "allreduce", "alltoall", "barrier", "bcast", "gather", "reduce", "scatter",
 )  # fmt: skip
 MESSAGES = ("Send", "Recv", "Sendrecv", "Isend", "Irecv", "send", "recv", "sendrecv", "Probe")
+PAIRED = ("Send", "Recv", "Isend", "Irecv", "send", "recv")  # the n-th of one meets the n-th
 CHILDREN = ("Dup", "Split", "Split_type", "Create", "Create_group")
 
 ABORT_WITHIN = 20  # seconds; then this rank leaves with 1, and the launcher ends the others
@@ -85,13 +86,42 @@ def _noting(name: str, counted: bool) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def call(self: WatchedComm, *args: Any, **options: Any) -> Any:
-        self.log.enter(name, self.members if counted else "")
+        log = self.log
+        log.enter(name, self.members if counted else "")
+        if log.note is not None:
+            log.carried = _carried(self.members, name, args, options)
         try:
             return original(self, *args, **options)
         finally:
-            self.log.leave()
+            log.leave()
 
     return call
+
+
+def _carried(members: str, name: str, args: Any, options: Any) -> dict[str, Any]:
+    """Bytes of the first buffer that is one; for a message also with whom, of which ranks."""
+    told: dict[str, Any] = {}
+    for buffer in args[:2]:
+        if (nbytes := _nbytes(buffer)) is not None:
+            told["bytes"] = nbytes
+            break
+    peer = options.get("dest", options.get("source", args[1] if len(args) > 1 else None))
+    if name in PAIRED and isinstance(peer, int) and peer >= 0:
+        tag = options.get("tag", args[2] if len(args) > 2 else 0)
+        told |= {"of": members, "with": peer, "tag": tag}
+    return told
+
+
+def _nbytes(buffer: Any) -> int | None:
+    """Of an array, of `[array, type]` or of `[array, count or (count, place), type]`."""
+    if hasattr(buffer, "nbytes"):
+        return int(buffer.nbytes)
+    if not isinstance(buffer, list) or not buffer or not hasattr(buffer[0], "nbytes"):
+        return None
+    if len(buffer) < 3:
+        return int(buffer[0].nbytes)
+    count = buffer[1][0] if isinstance(buffer[1], tuple) else buffer[1]
+    return int(count * buffer[2].size) if isinstance(count, int) else None
 
 
 def _making(name: str) -> Callable[..., Any]:
