@@ -7,7 +7,8 @@ pool while the backward pass still goes on.
 
 A contribution is *written* the first time and *added* after that. A parameter's gradient has a
 place of its own (a range of the gradient store), and the first contribution, such as a matrix
-product, is written straight into it: nothing is zeroed, packed or copied.
+product, is written straight into it: nothing is zeroed, packed or copied. The passes of several
+tapes add up until one of them is told to `finish`.
 
 Is given a device. Knows nothing of layers, ranks and optimizers.
 """
@@ -183,7 +184,8 @@ class Tape:
     def finish(self, parameters: Iterable[Variable]) -> None:
         """End the step: zero the gradients that got no contribution, and forget the rest.
 
-        Afterwards every parameter's place holds its gradient, and the next pass writes anew.
+        Contributions of earlier tapes that were not told so are in the sum. Afterwards every
+        parameter's place holds its gradient, and the next pass writes anew.
         """
         for parameter in parameters:
             if parameter.grad is None and parameter.place is not None:

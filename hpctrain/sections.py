@@ -81,6 +81,9 @@ class BatchSection(Section, frozen=True, kw_only=True):
 
     size: Positive = 64
     microbatch: Positive = 16  # samples that are never split over ranks; batch norm's group
+    # gradient accumulation: a rank computes its part of a step in so many passes, one after the
+    # other, each over whole microbatches; gradients are exchanged once (docs/accumulate.md)
+    accumulate: Positive = 1
 
 
 class Mlp(Section, frozen=True, kw_only=True, tag="mlp", tag_field="name"):
@@ -144,11 +147,14 @@ class ParallelSection(Section, frozen=True, kw_only=True):
     reduction: Literal["auto", "shared", "ipc", "messages", "allreduce"] = "auto"
     gpu_mpi: Literal["auto", "on", "off"] = "auto"  # is MPI given GPU memory? docs/gpu-mpi.md
     # gradients cross nodes during the backward pass, and parameters during the next forward pass;
-    # auto: on the CPU, where there are several nodes (docs/overlap.md)
+    # auto: where there are several nodes (docs/overlap.md)
     overlap: Literal["auto", "on", "off"] = "auto"
     bucket_mib: Count = 0  # of gradients exchanged together; 0: what suits
-    # a file that `bench allreduce --fit` wrote: buckets are suited to that network (docs/scale.md)
+    # a file that `bench allreduce --fit` wrote: what is chosen suits that network (docs/scale.md)
     network: str = ""
+    # of dense sums between nodes: direct, a message to every other node; halving, in lg M rounds;
+    # ring; auto: for each bucket what is cheapest by the network's model
+    algorithm: Literal["auto", "direct", "halving", "ring"] = "auto"
     # what gradients are rounded to between nodes; sums are float32
     wire: Literal["same", "bfloat16", "float16"] = "same"
     threads: Count = 0  # BLAS threads per rank; 0: the node's cores over its ranks
@@ -199,6 +205,10 @@ class LogSection(Section, frozen=True, kw_only=True):
 
     every_seconds: Rate = 10.0  # between progress lines where there is no terminal
     evaluate_every_epochs: Count = 1  # 0: only at the end
+    # docs/report.md has these. What all ranks do when, as "all" or of the steps "100:110"; "": none
+    timeline: str = ""
+    timeline_mb: Positive = 64  # of all ranks together; what comes then is left out
+    tensorboard: bool = False  # also write event files for TensorBoard, into the run folder
 
 
 class RunConfig(Section, frozen=True, kw_only=True):
@@ -215,3 +225,12 @@ class RunConfig(Section, frozen=True, kw_only=True):
     checkpoint: CheckpointSection = CheckpointSection()
     stop: StopSection = StopSection()
     log: LogSection = LogSection()
+
+    def __post_init__(self) -> None:
+        whole_step = getattr(self.model, "batch_statistics", "") == "step"
+        if whole_step and self.batch.accumulate > 1:
+            raise ValueError(
+                f'model.batch_statistics is "step" and batch.accumulate is {self.batch.accumulate}:'
+                " statistics of a whole step need all of its samples in one pass; set "
+                'batch.accumulate = 1, or model.batch_statistics = "microbatch"'
+            )

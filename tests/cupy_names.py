@@ -58,6 +58,7 @@ NAMES: dict[str, Name] = {
     "cupy.cuda.Device.id": Name("attribute"),
     "cupy.cuda.Device.pci_bus_id": Name("attribute"),
     "cupy.cuda.Stream": _class("cupy.cuda.Stream", 0, "non_blocking"),
+    "cupy.cuda.Stream.use": Name("method"),
     "cupy.cuda.Stream.record": Name("method", "cupy.cuda.Event", 1),
     "cupy.cuda.Stream.wait_event": Name("method", "", 1),
     "cupy.cuda.Stream.synchronize": Name("method"),

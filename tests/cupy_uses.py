@@ -25,7 +25,12 @@ MEANING = {
     "memory": OTHER,
     "self": "self",
 }
-RESULTS = {"_cupy": "cupy", "_event": "cupy.cuda.Event", "_module": "cupy.RawModule"}
+RESULTS = {
+    "_cupy": "cupy",
+    "_event": "cupy.cuda.Event",
+    "_copy_stream": "cupy.cuda.Stream",
+    "_module": "cupy.RawModule",
+}
 
 
 @dataclass

@@ -64,6 +64,19 @@ def test_a_second_pass_starts_anew():
         np.testing.assert_array_equal(get(w.place), [[4, 4]])
 
 
+def test_passes_add_up_until_they_are_finished():
+    """Also a parameter that only the first pass used."""
+    w, early = parameter(np.ones((1, 2))), parameter(np.ones((1, 2)))
+    for c in (1.0, 2.0, 3.0):
+        tape = Tape(DEVICE)
+        x = variable(np.full((1, 2), c))
+        losses = [loss_of(tape, linear(tape, x, v)) for v in ([w, early] if c == 1 else [w])]
+        tape.backward(*losses)
+    tape.finish([w, early])
+    np.testing.assert_array_equal(get(w.place), [[4 + 16 + 36] * 2])
+    np.testing.assert_array_equal(get(early.place), [[4, 4]])
+
+
 def test_several_losses_add_up():
     w = parameter(np.ones((1, 2)))
     tape = Tape(DEVICE)

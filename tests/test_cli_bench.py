@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from launching import ROOT, environment, mpirun
+from simulated import open_sim
 
 from hpctrain.cli import bench
 from hpctrain.collectives.algorithms import PRESETS
@@ -85,19 +86,34 @@ def test_allreduce_under_mpirun(tmp_path):
     assert len(drawn.findall("{*}polyline")) == 4
 
 
-@pytest.mark.parametrize("gpu_mpi, nodes", [("on", "2x1"), ("off", "2x1"), ("auto", "1x2")])
-def test_allreduce_on_the_simulated_device(gpu_mpi, nodes):
+@pytest.mark.parametrize(
+    "gpu_mpi, nodes",
+    [
+        ("on", "2x1"),
+        ("auto", "1x2"),
+        pytest.param("off", "2x1", marks=pytest.mark.slow),
+        pytest.param("on", "2x2", marks=pytest.mark.slow),
+        pytest.param("off", "3+1", marks=pytest.mark.slow),
+    ],
+)
+def test_allreduce_on_the_simulated_device(gpu_mpi, nodes, tmp_path):
+    """Every algorithm, with reads of peers where ranks share a node; all sums are exact."""
+    ranks, plot = 2 if nodes in ("2x1", "1x2") else 4, tmp_path / "bus.svg"
     arguments = [*ALLREDUCE, "4K", "--device", "sim", "--gpu-mpi", gpu_mpi, "--repeat", "1"]
-    done = mpirun(2, *arguments, "--json", "-", env={"HPCTRAIN_TOPOLOGY": nodes})
+    arguments += ["--algorithm", "all", "--json", "-", "--plot", str(plot)]
+    env = {"HPCTRAIN_TOPOLOGY": nodes, "HPCTRAIN_SIM_KERNELS": "host"}
+    done = mpirun(ranks, *arguments, env=env)
     assert done.returncode == 0, done.stdout
     figures = json.loads(done.stdout[done.stdout.index("{") :])
     assert figures["device"] == "sim" and figures["gpu_mpi"] == gpu_mpi
-    mode = {"2x1": "messages", "1x2": "ipc"}[nodes]
+    mode = "messages" if nodes == "2x1" else "ipc"
     assert [(row["algorithm"], row["wrong"]) for row in figures["results"]] == [
         ("MPI_Allreduce in place", 0),
         (f"slices ({mode})", 0),
         (f"slices ({mode}) + copy", 0),
+        *((name, 0) for name in PRESETS),
     ]
+    assert len(ElementTree.parse(plot).getroot().findall("{*}polyline")) == 3 + len(PRESETS)
 
 
 def test_json_on_the_terminal_is_nothing_but_json():
@@ -146,6 +162,31 @@ def test_a_wrong_element_is_counted(comm, kind):
         assert wrong() == (2 if kind == "Slices" else 2 * comm.size)
         comm.Barrier()
         slices.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", ["ring", "two-level"])
+def test_a_wrong_element_of_a_schedule_is_counted(comm, name):
+    """On simulated GPUs that read each other, too."""
+    from hpctrain.cli import bench_allreduce, bench_schedules
+    from hpctrain.mpi.topology import topology
+
+    n, gpu = 1000, open_sim()
+    numbers = [bench_allreduce._whole_numbers(rank, n, "float32") for rank in range(2)]
+    for planted in (0, 2):
+        source = numbers[comm.rank].copy()
+        if comm.rank == 1:
+            source[[3, 999][:planted]] += 1
+        with topology(comm, "1x2") as where:
+            schedules = bench_schedules.schedules_named(where, n, 4, (name,))
+            placed, expected = gpu.from_host(source), numbers[0] + numbers[1]
+            [contender], buffers = bench_schedules.scheduled(
+                where, gpu, schedules, placed, expected
+            )
+            contender.fill()
+            contender.add()
+            assert contender.wrong() == planted
+            buffers.free()
 
 
 def test_figures_of_rounds():

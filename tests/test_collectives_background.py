@@ -8,6 +8,7 @@ import traceback
 import pytest
 
 from hpctrain.collectives.background import Background
+from hpctrain.device.cpu import CpuDevice
 
 
 def planted():
@@ -15,7 +16,7 @@ def planted():
 
 
 def test_calls_are_done_in_order_by_a_thread_of_their_own():
-    background, seen = Background(), []
+    background, seen = Background(CpuDevice()), []
     gate = threading.Event()
     first = background.submit(gate.wait)
     numbers = [background.submit(lambda k=k: seen.append(k)) for k in range(5)]
@@ -30,7 +31,7 @@ def test_calls_are_done_in_order_by_a_thread_of_their_own():
 
 @pytest.mark.parametrize("way", ["wait", "submit", "close"])
 def test_an_error_reaches_whoever_comes_next_with_its_place(way):
-    background = Background()
+    background = Background(CpuDevice())
     background.wait(background.submit(lambda: None))
     number = background.submit(planted)
     if way == "submit":
@@ -49,7 +50,7 @@ def test_an_error_reaches_whoever_comes_next_with_its_place(way):
 
 
 def test_nothing_is_done_after_an_error():
-    background, seen, gate = Background(), [], threading.Event()
+    background, seen, gate = Background(CpuDevice()), [], threading.Event()
     background.submit(gate.wait)
     number = background.submit(planted)
     later = background.submit(lambda: seen.append(1))
@@ -62,5 +63,5 @@ def test_nothing_is_done_after_an_error():
 
 def test_a_thread_that_ends_leaves_none_behind():
     before = threading.active_count()
-    Background().close()
+    Background(CpuDevice()).close()
     assert threading.active_count() == before

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from hpctrain.collectives.algorithms import PRESETS, all_reduce
+from hpctrain.collectives.algorithms import ACROSS, PRESETS, all_reduce
 from hpctrain.collectives.cost import price
 from hpctrain.collectives.cost_choice import (
     CANDIDATES,
@@ -81,14 +82,18 @@ def test_32768_ranks_leave_out_what_cannot_win():
     assert choice.algorithm in ("torus", "rabenseifner")
 
 
+def seconds(nodes, network, nbytes):
+    return choose(nodes, nbytes // 4, 4, network, ("two-level",)).seconds
+
+
 def test_buckets_grow_with_latency():
     nodes, sizes = (0, 0, 1, 1), []
     for latency in (1e-6, 1e-4, 1e-2):
         between = msgspec.structs.replace(NETWORK.between, latency_seconds=latency)
         network = msgspec.structs.replace(NETWORK, between=between)
-        sizes.append(bucket_bytes(nodes, 4, network, ("two-level",), most=64 << 20))
+        sizes.append(bucket_bytes(partial(seconds, nodes, network), most=64 << 20))
     assert sizes == sorted(sizes) and sizes[0] < sizes[1] < sizes[2] <= 64 << 20
-    assert bucket_bytes(nodes, 4, NETWORK, most=1) == 64 << 10
+    assert bucket_bytes(partial(seconds, nodes, NETWORK), most=1) == 64 << 10
 
 
 @pytest.mark.parametrize(
@@ -169,14 +174,18 @@ def test_buckets_of_a_run_are_suited_to_its_network(comm, tmp_path_factory):
 
     from hpctrain.mpi.topology import topology
     from hpctrain.sections import ParallelSection
-    from hpctrain.train.step import bucket_bytes as bucket_bytes_of
+    from hpctrain.train.crossing import bucket_bytes as bucket_bytes_of
+    from hpctrain.train.crossing import network_of
 
     folder = Path(comm.bcast(str(tmp_path_factory.mktemp("network"))))
     if comm.rank == 0:
         save_network(folder / "network.toml", NETWORK)
     layout = SimpleNamespace(size=1 << 22, dtype=np.dtype("float32"))
     parallel = ParallelSection(network=str(folder / "network.toml"))
-    suited = bucket_bytes((0, 1), 4, NETWORK, ("two-level",), 16 << 20)
+    suited = bucket_bytes(
+        lambda size: price(all_reduce((0, 1), size // 4, 4, ACROSS["direct"]), NETWORK).seconds,
+        16 << 20,
+    )
     for text, size in (("1+1", suited), ("1x2", 16 << 20)):
         with topology(comm, text) as where:
             session = SimpleNamespace(
@@ -185,4 +194,4 @@ def test_buckets_of_a_run_are_suited_to_its_network(comm, tmp_path_factory):
                 topology=where,
                 device=SimpleNamespace(name="cpu"),
             )
-            assert bucket_bytes_of(session) == size
+            assert bucket_bytes_of(session, network_of(session)) == size

@@ -7,9 +7,9 @@ import pytest
 
 from hpctrain.collectives.algorithms import PRESETS, all_reduce
 from hpctrain.collectives.cost import price
-from hpctrain.collectives.cost_fit import START, Observation, fit, predictions
+from hpctrain.collectives.cost_fit import Observation, fit, predictions
 from hpctrain.collectives.cost_probes import probes
-from hpctrain.collectives.network import Between, Inside, Network, Node, Rank
+from hpctrain.collectives.network import COMMON, Between, Inside, Network, Node, Rank
 from hpctrain.collectives.verifier import ScheduleFault, verify
 from hpctrain.errors import UsageError
 
@@ -38,7 +38,7 @@ def observed(nodes, sizes=(1 << 16, 1 << 20), noise=0.0):
 def start():
     import msgspec
 
-    return msgspec.structs.replace(START, node=msgspec.structs.replace(START.node, cores=2))
+    return msgspec.structs.replace(COMMON, node=msgspec.structs.replace(COMMON.node, cores=2))
 
 
 def test_a_known_network_is_found_again():
@@ -64,7 +64,7 @@ def test_noise_and_an_outlier_do_not_spoil_it():
 
 def test_what_no_time_depends_on_stays():
     network = fit(observed((0, 0), (1 << 16,)), start())
-    assert network.between.latency_seconds == pytest.approx(START.between.latency_seconds)
+    assert network.between.latency_seconds == pytest.approx(COMMON.between.latency_seconds)
     assert (network.between.nics, network.node.cores) == (1, 2)
 
 

@@ -196,7 +196,7 @@ def test_what_a_step_costs(comm, device):
             reduction.free()
 
 
-def nothing(device):
+def nothing(device, idle=None):
     """In the place of `carry.settle`: MPI and peers do not wait for the stream."""
 
 
@@ -239,8 +239,8 @@ def test_the_next_download_overlaps_with_mpi(comm, device, monkeypatch):
         def __init__(self, number, ticket):
             self.number, self.ticket = number, ticket
 
-        def wait(self):
-            self.ticket.wait()
+        def wait(self, idle=None):
+            self.ticket.wait(idle)
             events.append(f"arrived {self.number}")
 
     def begun(array, host):
@@ -272,7 +272,7 @@ def test_the_next_download_overlaps_with_mpi(comm, device, monkeypatch):
 def test_nobody_reads_too_early_or_writes_too_soon(comm, device, monkeypatch, gpu_mpi):
     """The last rank's GPU is late; the others must wait for it, and not disturb it."""
 
-    def tardy(device):
+    def tardy(device, idle=None):
         time.sleep(0.02 * (comm.rank == comm.size - 1))
         device.synchronize()
 
@@ -296,7 +296,7 @@ def test_nobody_reads_too_early_or_writes_too_soon(comm, device, monkeypatch, gp
 class Impatient:
     """A ticket that nobody waits for."""
 
-    def wait(self):
+    def wait(self, idle=None):
         pass
 
 

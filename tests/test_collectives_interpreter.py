@@ -5,11 +5,14 @@ Numbers are small and whole, so they add exactly in any order; bits are compared
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from launching import ROOT, mpirun
 from simulated import open_sim
 
+from hpctrain.collectives import interpreter as interpreting
 from hpctrain.collectives.algorithms import (
     PRESETS,
     Level,
@@ -18,8 +21,8 @@ from hpctrain.collectives.algorithms import (
     broadcast,
     reduce_scatter,
 )
-from hpctrain.collectives.interpreter import Interpreter, node_list, shared_buffers
-from hpctrain.collectives.peers import MappedMemory
+from hpctrain.collectives.buffers import Buffers
+from hpctrain.collectives.interpreter import Interpreter, node_list
 from hpctrain.collectives.ports import BFLOAT16, FLOAT16
 from hpctrain.collectives.schedule import Wire
 from hpctrain.device.cpu import CpuDevice
@@ -59,7 +62,8 @@ def total_of(size, n, dtype):
 
 
 def ready(where, device, schedule, dtype="float32", **options):
-    array, peers = shared_buffers(where, device, schedule.n, dtype)
+    buffers = Buffers(where, device, schedule.n, dtype)
+    array, peers = buffers.array, buffers.peers
     return array, Interpreter(where, device, schedule, array, peers, **options)
 
 
@@ -218,47 +222,136 @@ def test_opaque_payloads_stay_below_their_bound(comm, device):
         assert interpreter.moved.sent < limit.sent
 
 
-ORDERS = ["late", "early"]  # in which a GPU does what it is free to do when it likes
+def errors_on_gpu(where, gpu, schedule, gpu_mpi, runs=2):
+    """Elements, over all runs and ranks, that are not the exact sum. Collective."""
+    comm, n, wrong = where.comm, schedule.n, 0
+    buffers = Buffers(where, gpu, n, "float32")
+    program = Interpreter(where, gpu, schedule, buffers.array, buffers.peers, gpu_mpi=gpu_mpi)
+    expected = total_of(comm.size, n, "float32")
+    for run in range(1, runs + 1):
+        mine = run * whole_numbers(comm.rank, n, "float32")
+        gpu.copy(buffers.array, gpu.from_host(mine))
+        program.run()
+        wrong += int(np.count_nonzero(gpu.to_host(buffers.array) != run * expected))
+    assert program.moved == schedule.traffic(comm.rank)
+    del program
+    buffers.free()
+    return comm.allreduce(wrong)
+
+
+WAYS = pytest.mark.parametrize("gpu_mpi", [True, False], ids=["gpu-mpi", "staged"])
+ON_NODES = {1: ["1x1"], 2: ["2x1"], 3: ["2+1"], 4: ["2x2", "3+1"]}
 
 
 @pytest.mark.ranks(1, 2, 3, 4)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("wire", [None, BFLOAT16], ids=["as-it-is", "bfloat16"])
-@pytest.mark.parametrize("name", ["ring", "doubling", "rabenseifner", "direct"])
-def test_gpu_memory_goes_through_the_host(comm, order, wire, name):
-    n, gpu, [level] = 3001, open_sim(order), PRESETS[name]
-    with topology(comm) as where:
-        levels = (Level(level.algorithm, wire=wire),)
-        schedule = all_reduce(node_list(where), n, 4, levels, segment_bytes=2048)
-        array = gpu.shared(n, "float32")
-        interpreter = Interpreter(where, gpu, schedule, array)
-        mine = gpu.from_host(whole_numbers(comm.rank, n, "float32"))
-        for _ in range(2):
-            gpu.copy(array, mine)
-            interpreter.run()
-            expected = total_of(comm.size, n, "float32")
-            np.testing.assert_array_equal(gpu.to_host(array), expected)
+@pytest.mark.parametrize("order", ["late", "1"])
+@WAYS
+def test_gpu_memory_to_mpi_and_through_the_host(comm, order, gpu_mpi):
+    """Every algorithm, with reads of mapped memory where ranks share a node, on two wires."""
+    n, gpu = 1501, open_sim(order)
+    for layout in ON_NODES[comm.size]:
+        with topology(comm, layout) as where:
+            nodes = node_list(where)
+            for name, levels in PRESETS.items():
+                schedule = all_reduce(nodes, n, 4, levels, segment_bytes=1024, depth=2)
+                assert errors_on_gpu(where, gpu, schedule, gpu_mpi) == 0, (layout, name)
+            short = (Level("peer", "node"), Level("direct", wire=BFLOAT16))
+            assert errors_on_gpu(where, gpu, all_reduce(nodes, n, 4, short), gpu_mpi) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2, 4)
+@WAYS
+def test_gpu_memory_in_any_order_of_its_work(comm, gpu_mpi):
+    for order in ("early", *map(str, range(2, 6))):
+        for layout in ON_NODES[comm.size]:
+            with topology(comm, layout) as where:
+                for levels in PRESETS.values():
+                    schedule = all_reduce(node_list(where), 700, 4, levels, segment_bytes=900)
+                    assert errors_on_gpu(where, open_sim(order), schedule, gpu_mpi) == 0
 
 
 @pytest.mark.ranks(2, 4)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", ["two-level", "leader", "three-level"])
-def test_gpus_of_a_node_read_each_other(comm, order, name):
-    """Peer reads of memory that is mapped by CUDA IPC, messages through the host."""
-    n, gpu = 3001, open_sim(order)
-    with topology(comm, f"{comm.size // 2}x2") as where:
-        schedule = all_reduce(node_list(where), n, 4, PRESETS[name], depth=2)
-        memory = MappedMemory(where, gpu, schedule.scratch, np.dtype("float32"))
-        peers = dict(zip(where.node.allgather(comm.rank), memory.peers, strict=True))
-        interpreter = Interpreter(where, gpu, schedule, memory.gradients, peers)
-        mine = gpu.from_host(whole_numbers(comm.rank, schedule.scratch, "float32"))
-        for _ in range(2):
-            gpu.copy(memory.gradients, mine)
-            interpreter.run()
-            found = gpu.to_host(memory.gradients)[:n]
-            np.testing.assert_array_equal(found, total_of(comm.size, n, "float32"))
-        del interpreter, peers
-        memory.free()
+@WAYS
+def test_the_bits_of_gpus_are_those_of_the_cpu(comm, device, gpu_mpi):
+    n, gpu = 1003, open_sim()
+    mine = np.random.default_rng(comm.rank).standard_normal(n, np.float32)
+    for layout in ON_NODES[comm.size]:
+        with topology(comm, layout) as where:
+            for name in ("ring", "two-level"):
+                schedule = all_reduce(node_list(where), n, 4, PRESETS[name])
+                array, program = ready(where, device, schedule)
+                array[:] = mine
+                program.run()
+                buffers = Buffers(where, gpu, n, "float32")
+                options = {"peers": buffers.peers, "gpu_mpi": gpu_mpi}
+                on_gpu = Interpreter(where, gpu, schedule, buffers.array, **options)
+                gpu.copy(buffers.array, gpu.from_host(mine))
+                on_gpu.run()
+                assert gpu.to_host(buffers.array).tobytes() == array.tobytes()
+                del on_gpu
+                buffers.free()
+
+
+def nothing(device, idle):
+    """In the place of `carry.settle`: MPI and peers do not wait for the stream."""
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    "name, layout, gpu_mpi, caught",
+    [
+        ("ring", "2x1", True, True),
+        ("doubling", "2x1", True, True),
+        ("two-level", "1x2", False, True),  # peers are read before they have written
+        ("ring", "2x1", False, False),  # waits for copies, and needs nothing else
+    ],
+)
+def test_no_synchronization_before_mpi_is_caught(comm, monkeypatch, name, layout, gpu_mpi, caught):
+    """All is done late, so that what was not waited for is not there."""
+    gpu = open_sim("late")
+    to_host = gpu.to_host
+
+    def later(array):  # else both might just happen to do it before the other reads
+        comm.Barrier()
+        time.sleep(0.2 * comm.rank)
+        return to_host(array)
+
+    with topology(comm, layout) as where:
+        schedule = all_reduce(node_list(where), 3001, 4, PRESETS[name])
+        with monkeypatch.context() as patch:
+            patch.setattr(interpreting, "settle", nothing)
+            patch.setattr(gpu, "to_host", later)
+            buffers = Buffers(where, gpu, 3001, "float32")
+            program = Interpreter(
+                where, gpu, schedule, buffers.array, buffers.peers, gpu_mpi=gpu_mpi
+            )
+            gpu.copy(buffers.array, gpu.from_host(whole_numbers(comm.rank, 3001, "float32")))
+            program.run()
+            wrong = gpu.to_host(buffers.array) != total_of(2, 3001, "float32")
+        assert (comm.allreduce(int(wrong.sum())) > 0) == caught
+        gpu.synchronize()
+        del program
+        buffers.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("gpu_mpi", [True, False])
+def test_what_gpu_memory_to_mpi_saves(comm, gpu_mpi):
+    """No byte goes through the host, and there is one wait for the stream in each round."""
+    gpu = open_sim()
+    with topology(comm, "2x1") as where:
+        schedule = all_reduce(node_list(where), 4000, 4, PRESETS["direct"])
+        array = gpu.shared(4000, "float32")
+        program = Interpreter(where, gpu, schedule, array, gpu_mpi=gpu_mpi)
+        gpu.reset_counts()
+        program.run()
+        counts = gpu.counts()
+    staged = [] if gpu_mpi else ["to device", "to host"]
+    assert sorted(way for way, count in counts.copies.items() if count) == staged
+    rounds = sum(bool(turn.messages) for turn in schedule.rounds(comm.rank))
+    assert counts.synchronizations["stream"] == (rounds if gpu_mpi else 0)
+    assert counts.launches["sum_peers"] > 0
 
 
 @pytest.mark.slow

@@ -146,8 +146,8 @@ def as_rows(counts):
 COLUMNS = [
     (1, {}),
     (2, {}),
-    (2, {"reduction": "messages", "gpu_mpi": "on"}),
-    (2, {"reduction": "messages", "gpu_mpi": "off"}),
+    (2, {"reduction": "messages", "gpu_mpi": "on", "overlap": "off"}),
+    (2, {"reduction": "messages", "gpu_mpi": "off", "overlap": "off"}),
 ]
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hpctrain"
 
 LEVELS = [
-    {"errors", "config", "log", "sections"},
+    {"errors", "config", "log", "sections", "timeline"},
     {"device", "mpi"},
     {"collectives", "autograd", "nn", "data"},
     {"compress", "optim", "checkpoint"},

@@ -23,7 +23,8 @@ ADDING = """
 import json, sys, time
 import numpy as np
 from hpctrain.collectives.algorithms import PRESETS, all_reduce
-from hpctrain.collectives.interpreter import Interpreter, node_list, shared_buffers
+from hpctrain.collectives.buffers import Buffers
+from hpctrain.collectives.interpreter import Interpreter, node_list
 from hpctrain.collectives.schedule import Send
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.mpi import start
@@ -40,8 +41,9 @@ with topology(world) as where:
     nodes = node_list(where)
     for name, by_node in (("two-level", True), ("ring", True), ("ring", False)):
         schedule = all_reduce(nodes, n, 4, PRESETS[name], by_node=by_node)
-        array, peers = shared_buffers(where, device, n, "float32")
-        program = Interpreter(where, device, schedule, array, peers)
+        buffers = Buffers(where, device, n, "float32")
+        array = buffers.array
+        program = Interpreter(where, device, schedule, array, buffers.peers)
         begun, counts = time.perf_counter(), []
         for times in (0, repeat):
             where.comm.Barrier()

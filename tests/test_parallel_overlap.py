@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from launching import ROOT, mpirun
+from simulated import open_sim
 from training import hpctrain, make_digits, records, run_file, steps
 
 from hpctrain.autograd import Tape, Variable
@@ -19,20 +22,21 @@ LAYOUTS = {1: ["1x1"], 2: ["2x1", "1x2"], 3: ["3x1", "2+1"], 4: ["2x2", "3+1"]}
 SCRIPT = str(ROOT / "tests" / "lost_bucket.py")
 
 
-def trained(comm, place, overlap, dtype):
-    """The bits of parameters, and the norms, of five steps of a small network."""
+def trained(comm, place, overlap, dtype, device=None, gpu_mpi="auto"):
+    """All ranks' bits of the parameters, and the norms, after five steps of a small network."""
     from hpctrain.mpi.topology import topology
     from hpctrain.parallel import DataParallel
     from hpctrain.parallel.buckets import bucket_ranges
 
-    device, rng = CpuDevice(), np.random.default_rng(comm.rank)
+    device, rng = device or CpuDevice(), np.random.default_rng(comm.rank)
     model = build(Mlp(hidden=(40, 24, 32), norm="layer"), (20,), 5)
     layouts = model.layouts(dtype)
     layout = layouts.parameters
     with topology(comm, place) as where:
         buckets = bucket_ranges(layout, 1200)
         assert len(buckets) > 3
-        parallel = DataParallel(where, device, layout, AdamW(), buckets=buckets, overlap=overlap)
+        options = {"buckets": buckets, "overlap": overlap, "gpu_mpi": gpu_mpi}
+        parallel = DataParallel(where, device, layout, AdamW(), **options)
         assert (parallel.slices.waited == 0) and len(parallel.owned) == len(buckets)
         unneeded = [
             Store(x, device.zeros(x.size, x.dtype)) for x in (layouts.averages, layouts.sums)
@@ -47,22 +51,79 @@ def trained(comm, place, overlap, dtype):
         for step in range(5):
             x = rng.standard_normal((8, 20)).astype(dtype)
             tape = Tape(device, step=step, ready=lambda p: parallel.ready(names[id(p)]))
-            losses, _ = softmax_cross_entropy(tape, model(tape, Variable(x)), rng.integers(0, 5, 8))
+            output = model(tape, Variable(device.from_host(x)))
+            labels = device.from_host(rng.integers(0, 5, 8))
+            losses, _ = softmax_cross_entropy(tape, output, labels)
             tape.backward(losses)
             tape.finish(named.values())
             norms.append(parallel.update(step, 1e-2, 8.0 * comm.size, clip_norm=0.1))
         parallel.slices.arrive()
-        everywhere = comm.allgather(parallel.parameters.array.tobytes())
+        everywhere = comm.allgather(device.to_host(parallel.parameters.array).tobytes())
         parallel.free()
-    assert len(set(everywhere)) == 1
-    return everywhere[0], norms
+    return everywhere, norms
+
+
+def alike(found):
+    """Whether all ranks hold the same bits."""
+    return len(set(found[0])) == 1
 
 
 @pytest.mark.ranks(1, 2, 3, 4)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_training_is_the_same_bit_for_bit(comm, dtype):
     for place in LAYOUTS[comm.size]:
-        assert trained(comm, place, "on", dtype) == trained(comm, place, "off", dtype)
+        expected = trained(comm, place, "off", dtype)
+        assert alike(expected) and trained(comm, place, "on", dtype) == expected
+
+
+def compiled(comm, dtypes):
+    """Compile what a simulated GPU needs, once."""
+    device = open_sim()
+    device.prepare(dtypes, comm)
+
+
+@pytest.mark.ranks(1, 2, 4)
+@pytest.mark.parametrize("order", ["late", "1"])
+def test_it_is_the_same_on_a_gpu_bit_for_bit(comm, order):
+    """Whatever a GPU's streams are free to do, MPI given its memory or not."""
+    compiled(comm, ["float32"])
+    for place in {1: ["1x1"], 2: ["2x1", "1x2"], 4: ["2x2"]}[comm.size]:
+        expected = trained(comm, place, "off", "float32", open_sim(order))
+        for gpu_mpi in ("on", "off"):
+            found = trained(comm, place, "on", "float32", open_sim(order), gpu_mpi)
+            assert alike(found) and found == expected, (place, gpu_mpi)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2, 4)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("gpu_mpi", ["on", "off"])
+def test_it_is_the_same_on_a_gpu_in_every_order(comm, dtype, gpu_mpi):
+    compiled(comm, ["float32", "float16"])
+    for place in LAYOUTS[comm.size]:
+        expected = trained(comm, place, "off", dtype, open_sim())
+        for order in ("late", "early", "2", "3", "4"):
+            found = trained(comm, place, "on", dtype, open_sim(order), gpu_mpi)
+            assert alike(found) and found == expected, (place, order)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("gpu_mpi", ["on", "off"])
+@pytest.mark.parametrize("thread", ["communication", "MainThread"])
+def test_a_missing_wait_for_an_event_is_caught(comm, monkeypatch, thread, gpu_mpi):
+    """Of the exchanges for the gradients, and of the update for the sums."""
+    compiled(comm, ["float32"])
+    gpu = open_sim("late")
+    expected = trained(comm, "2x1", "off", "float32", open_sim("late"))
+    wait_event = gpu.wait_event
+
+    def planted(event):
+        if threading.current_thread().name != thread:
+            wait_event(event)
+
+    monkeypatch.setattr(gpu, "wait_event", planted)
+    with np.errstate(invalid="ignore"):
+        assert trained(comm, "2x1", "on", "float32", gpu, gpu_mpi) != expected
 
 
 @pytest.mark.ranks(2)
@@ -72,9 +133,9 @@ def test_without_threads_in_mpi_exchanges_wait_and_it_is_said_once(comm, monkeyp
 
     monkeypatch.setattr(modes, "threads_may_call", lambda: False)
     with topology(comm, "2x1") as where:
-        assert not modes.background_wanted("auto", where, CpuDevice())
+        assert not modes.background_wanted("auto", where)
     with topology(comm, "1x2") as where:
-        assert not modes.background_wanted("auto", where, CpuDevice())  # nothing to say
+        assert not modes.background_wanted("auto", where)  # nothing to say
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == (comm.rank == 0) and all("MPI_THREAD_MULTIPLE" in line for line in lines)
 
@@ -94,17 +155,21 @@ def test_a_rank_whose_bucket_never_comes_is_named(tmp_path):
     assert "in never_comes" in done.stdout
 
 
-def test_a_run_says_what_was_hidden(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("sim", marks=pytest.mark.slow)])
+def test_a_run_says_what_was_hidden(tmp_path, device):
     data = make_digits(tmp_path / "data")
     losses = {}
     for overlap in ("off", "auto"):
         (tmp_path / overlap).mkdir()
         text = run_file(tmp_path / overlap / "run.toml", data, "mlp")
         setting = ("--set", f"parallel.overlap={overlap}", "--set", "run.epochs=1")
-        done = hpctrain(2, "train", text, *setting, HPCTRAIN_TOPOLOGY="2x1")
+        setting += ("--set", f"run.device={device}")
+        env = {"HPCTRAIN_TOPOLOGY": "2x1", "HPCTRAIN_SIM_KERNELS": "host"}
+        done = hpctrain(2, "train", text, *setting, **env)
         assert done.returncode == 0, done.stdout
         losses[overlap] = steps(tmp_path / overlap / "run")
         found = records(tmp_path / overlap / "run", "step")
         assert all(record["message_seconds"] > 0 for record in found)
-        assert any("hidden_seconds" in record for record in found) == (overlap == "auto")
+        if device == "cpu":  # on a GPU the host's times do not tell
+            assert any("hidden_seconds" in record for record in found) == (overlap == "auto")
     assert losses["off"] == losses["auto"]

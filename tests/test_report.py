@@ -29,6 +29,8 @@ def written(folder, count=300, lr=0.1, restart=None):
     for step in range(count):
         if step in (0, restart):
             facts = {"step": step, "total_steps": count, "ranks": 2 + bool(step), "nodes": 1}
+            if step:
+                facts |= {"again": 7, "again_seconds": 6.5, "last_time": 1e9 + step - 0.9}
             lines.append({"kind": "start", **facts, "device": "cpu", "time": 1e9 + step})
         seconds = {"data_seconds": 0.1, "step_seconds": 0.9, "message_seconds": 0.4}
         values = {"loss": 2.0 / (step + 1), "accuracy": math.nan, "lr": lr, "grad_norm": 1.0}
@@ -41,6 +43,11 @@ def written(folder, count=300, lr=0.1, restart=None):
         if step % 100 == 99:
             result = {"loss": 1 / step, "accuracy": 0.9, "seconds": 3.0}
             lines.append({"kind": "evaluation", "step": step, **result})
+    slow = {"rank": 1, "host": "b<2>", "phase": "data", "extra": 0.2, "ratio": 1.4}
+    each = {"hosts": ["a", "b<2>"], "seconds": [[30, 5, 1, 14], [30, 15, 1, 4]]}
+    if count:
+        balance = {"kind": "balance", "step": count - 1, "steps": 50, "slowest": [slow]}
+        lines.append(balance | each)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"kind": "step", "st')  # was killed
     (folder / "STATUS.json").write_text('{"state": "finished"}')
@@ -90,7 +97,10 @@ def test_a_page_about_two_runs(tmp_path, capsys):
     assert "300 of 300" in words and "two & <b>" in words
     assert "optimizer.lr" in words and "run.epochs" not in words.split("run.toml")[0]
     assert "stopped by a signal" in words and "2 then 3" in words
-    assert checked.counts["svg"] == 7  # losses, test accuracy, speed, norm, rate, and the bars
+    # losses, test accuracy, speed, norm, rate; time by phase; share in messages; ranks of two runs
+    assert checked.counts["svg"] == 6 + 1 + 1 + 2
+    for told in ("rank 1, b<2>", "1.40", "all ranks", "400 ms", "900 ms", "6.5 s"):
+        assert told in words, told
     assert 'class="mark"' in text
     out = tmp_path / "two.html"
     assert main(["report", str(two), "--out", str(out)]) == 0
@@ -107,6 +117,34 @@ def test_what_is_computed_from_the_records(tmp_path):
     assert run.endings() == ["stopped by a signal", "finished"]
     assert len(run.curve("accuracy").steps) == 0  # nan for a regression
     assert run.last(run.evaluations, "loss") == pytest.approx(1 / 299)
+
+
+def test_restarts_and_ranks(tmp_path):
+    run = read_run(written(tmp_path / "run", restart=120))
+    [restart] = run.restarts()
+    assert (restart.step, restart.again, restart.ending) == (120, 7, "stopped by a signal")
+    # The first step ended at 120.5 and took 0.9 s; the last sign of before was at 119.1.
+    assert restart.pause == pytest.approx(120.5 - 0.9 - 119.1)
+    assert restart.lost == pytest.approx(restart.pause + 6.5)
+    assert run.ranks() == [
+        (0, "a", {"compute": 0.6, "messages": 0.28, "data": 0.1, "checkpoints": 0.02}),
+        (1, "b<2>", {"compute": 0.6, "messages": 0.08, "data": 0.3, "checkpoints": 0.02}),
+    ]
+    np.testing.assert_allclose(run.share("message_seconds").values, 0.4 / 0.9)
+
+
+def test_of_many_ranks_the_slowest_are_shown(tmp_path):
+    folder = written(tmp_path / "run", 3)
+    seconds = [[10 + (rank == 70), 1, 0, 2] for rank in range(100)]
+    slow = {"rank": 70, "host": "h", "phase": "compute", "extra": 0.1, "ratio": 1.1}
+    record = {"kind": "balance", "step": 2, "steps": 10, "slowest": [slow] * 2000}
+    with (folder / "metrics.jsonl").open("a") as file:
+        print(file=file)
+        print(json.dumps(record | {"hosts": ["h"] * 100, "seconds": seconds}), file=file)
+    text = page([read_run(folder)])
+    words = " ".join(Checked(text).words)
+    assert "the newest 30 of 2001 lines" in words and len(text) < 100_000
+    assert "the 16 slowest of 100 ranks" in words and "rank 70, h" in words
 
 
 def test_thinning_keeps_means_and_extremes():
@@ -142,13 +180,15 @@ def test_round_numbers():
 
 
 def test_points_lie_inside_the_chart():
-    for values in ([1e-6, 5, 1e3], [-3, 4, 2], [7, 7, 7], [0, 0, 0]):
+    for values in ([1e-6, 5, 1e3], [-3, 4, 2], [7, 7, 7], [0, 0, 0], [0.1, 0.1 + 1e-16, 0.1]):
         text = chart("t", [Line("a", thinned(enumerate(values), 10), 0)], marks=[1, 99])
         [points] = re.findall(r'polyline points="([^"]+)"', text)
         for point in points.split():
             x, y = map(float, point.split(","))
             assert 0 <= x <= 560 and 0 <= y <= 300
         assert text.count('class="mark"') == 1  # 99 is outside
+    heights = {point.split(",")[1] for point in points.split()}
+    assert len(heights) == 1, "rounding is not to be seen"
 
 
 def test_no_run_folder(tmp_path):

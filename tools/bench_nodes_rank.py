@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpctrain.collectives.algorithms import PRESETS, Level, all_reduce
-from hpctrain.collectives.interpreter import Interpreter, node_list, shared_buffers
+from hpctrain.collectives.buffers import Buffers
+from hpctrain.collectives.interpreter import Interpreter, node_list
 from hpctrain.collectives.ports import BFLOAT16
 from hpctrain.collectives.schedule import Send
 from hpctrain.device.cpu import CpuDevice
@@ -94,7 +95,8 @@ def scheduled(where: Topology, nbytes: int) -> list[Contender]:
     device, n = CpuDevice(), nbytes // 4
     device.prepare(["float32", "bfloat16"], where.comm)
     in_turn = topology(where.comm.Split(0, where.local_rank * where.size + where.node_index))
-    array, peers = shared_buffers(where, device, n, "float32")
+    buffers = Buffers(where, device, n, "float32")
+    array, peers = buffers.array, buffers.peers
     short = (Level("peer", "node"), Level("direct", wire=BFLOAT16))
     choices: list[tuple[str, Topology, tuple[Level, ...], dict[str, Any]]] = [
         ("two-level", where, PRESETS["two-level"], {}),

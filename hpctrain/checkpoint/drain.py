@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from hpctrain.timeline import span
+
 __all__ = ["Beat", "Drain"]
 
 T = TypeVar("T")
@@ -27,8 +29,9 @@ class Drain(Generic[T]):
         cpu: seconds of a core that it used, once it is done.
     """
 
-    def __init__(self, work: Callable[[Beat], T]) -> None:
-        self._work = work
+    def __init__(self, name: str, work: Callable[[Beat], T]) -> None:
+        """`name`: by which a timeline shows it."""
+        self._name, self._work = name, work
         self._beats = 0
         self._result: T | None = None
         self._error: Exception | None = None
@@ -58,7 +61,8 @@ class Drain(Generic[T]):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         begun = time.thread_time()
         try:
-            self._result = self._work(self._beat)
+            with span(f"checkpoint {self._name}"):
+                self._result = self._work(self._beat)
         except Exception as error:  # told by `result`, in the thread that may talk to other ranks
             self._error = error
         self.cpu = time.thread_time() - begun

@@ -86,7 +86,7 @@ class SharedFlight:
             raise
 
     def start(self) -> None:
-        self._writing = Drain(lambda beat: self._draft.write(self._staging.blocks(), beat))
+        self._writing = Drain("write", lambda beat: self._draft.write(self._staging.blocks(), beat))
 
     def working(self) -> bool:
         current = self._publishing or self._writing
@@ -116,7 +116,7 @@ class SharedFlight:
                     draft.publish(lists)
                     draft.prune()
 
-            self._publishing = Drain(publish)
+            self._publishing = Drain("publish", publish)
             return False
         on_rank_zero(comm, what, self._publishing.result)
         return True
@@ -175,7 +175,7 @@ class LocalFlight:
     def start(self) -> None:
         rank, memory = self._comm.rank, self._staging.memory
         self._writing = Drain(
-            lambda beat: self._folder.write(self._mark, rank, self._staging.blocks(), beat)
+            "write", lambda beat: self._folder.write(self._mark, rank, self._staging.blocks(), beat)
         )
         receives = [(rank, cut) for rank, room in self._arrivals.items() for cut in _cuts(room)]
         sends = [] if self._pairs.to is None else [(self._pairs.to, cut) for cut in _cuts(memory)]
@@ -190,7 +190,7 @@ class LocalFlight:
         if not self._messages.done:
             return True
         if self._copying is None:
-            self._copying = Drain(self._copy)
+            self._copying = Drain("copy", self._copy)
         return not (self._writing.done and self._copying.done)
 
     def _copy(self, beat: Beat) -> None:
@@ -208,13 +208,13 @@ class LocalFlight:
         if self._last is None:
             pieces = on_every_rank(self._comm, self._what, self._written)
             records = self._exchange(pieces)
-            self._last = Drain(lambda beat: self._folder.complete(self._mark, records))
+            self._last = Drain("record", lambda beat: self._folder.complete(self._mark, records))
             return False
         on_every_rank(self._comm, self._what, self._last.result)
         self.cpu += self._last.cpu
         if not self._complete:
             self._complete = True
-            self._last = Drain(self._prune)
+            self._last = Drain("prune", self._prune)
             return False
         return True
 

@@ -4,11 +4,13 @@
     bench kernels      the kernels on the CPU, beside a memory copy, and PyTorch where installed;
                        without running them: --static, what they take on a GPU, and --traffic, the
                        bytes they move
+    bench scaling      a run file on several numbers of ranks: throughput, efficiency, phases
 
 Times are medians of rounds in which everything that is compared runs in turn, and ratios are
 medians of the rounds' ratios: noise of the machine meets both sides alike.
 
-Layer: cli. What is measured is in bench_allreduce, bench_kernels, bench_static, bench_traffic.
+Layer: cli. What is measured is in bench_allreduce, bench_kernels, bench_static, bench_traffic,
+bench_scaling.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpctrain.cli.common import add_gpu_mpi
+from hpctrain.cli.common import add_gpu_mpi, add_run_file
 from hpctrain.errors import UsageError, nearest
 
 __all__ = ["add_parser", "cpu_name", "report", "table"]
@@ -33,21 +35,26 @@ def add_parser(subparsers: Any) -> None:
     """Register `hpctrain bench` and what it can measure."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "bench",
-        help="measure all-reduce (under mpirun) and kernels on this machine",
+        help="measure all-reduce (under mpirun), kernels and scaling on this machine",
         description="Measure what training is made of, beside a memory copy of as many bytes.",
     )
     kinds = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
     allreduce = _allreduce_parser(kinds)
     kernels = _kernels_parser(kinds)
+    _scaling_parser(kinds)
     for kind, function, repeat in ((allreduce, _allreduce, 15), (kernels, _kernels, 9)):
         kind.add_argument("--dtype", choices=("float32", "float64"), default="float32")
         kind.add_argument(
             "--repeat", type=_count, default=repeat, help="rounds (default: %(default)s)"
         )
-        kind.add_argument(
-            "--json", metavar="FILE", help="write the figures to FILE as JSON; - for the terminal"
-        )
+        _add_json(kind)
         kind.set_defaults(run=function)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the figures to FILE as JSON; - for the terminal"
+    )
 
 
 def _kernels_parser(kinds: Any) -> argparse.ArgumentParser:
@@ -115,6 +122,45 @@ def _allreduce_parser(kinds: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def _scaling_parser(kinds: Any) -> None:
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        "scaling",
+        help="a training run on several numbers of ranks; starts mpirun or srun itself",
+        description=(
+            "Train a few steps of RUN.toml on each number of ranks, with its global batch (strong "
+            "scaling) and with that batch times the ranks (weak scaling), and show samples per "
+            "second, efficiency against the fewest ranks, and time by phase. Start it without "
+            "mpirun; in a batch job, in the job script."
+        ),
+    )
+    add_run_file(parser)
+    add = parser.add_argument
+    add("--ranks", type=_counts, default="1,2,4", metavar="N,...", help="default: %(default)s")
+    add("--kind", choices=("both", "strong", "weak"), default="both", help="default: %(default)s")
+    add("--steps", type=_count, default=60, help="of each run (default: %(default)s)")
+    add("--repeat", type=_count, default=3, help="runs, of which the median counts (default: 3)")
+    add(
+        "--launch",
+        metavar="COMMAND",
+        help='how {n} ranks are started, such as "srun -n {n}" or "mpirun -n {n} --map-by node" '
+        "(default: srun in a Slurm job, else the mpirun that doctor shows)",
+    )
+    add(
+        "--folder",
+        default="runs/scaling",
+        help="where the runs go, on a file system of all nodes (default: %(default)s)",
+    )
+    add("--plot", metavar="FILE", help="draw throughput over ranks and time by phase, as SVG")
+    _add_json(parser)
+    parser.set_defaults(run=_scaling)
+
+
+def _scaling(args: argparse.Namespace) -> int:
+    from hpctrain.cli import bench_scaling
+
+    return bench_scaling.run(args)
+
+
 def _add_network(parser: argparse.ArgumentParser) -> None:
     """What is about a model of the network, and the plot."""
     instead = parser.add_mutually_exclusive_group()
@@ -174,9 +220,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _counts(text: str) -> list[int]:
+    return [_count(part.strip()) for part in text.split(",")]
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds: 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number: 1 or more")
     return int(text)
 
 

@@ -31,7 +31,7 @@ from hpctrain.cli.bench_contenders import (
     Whole,
 )
 from hpctrain.cli.bench_plot import write_plot
-from hpctrain.cli.bench_schedules import scheduled
+from hpctrain.cli.bench_schedules import scheduled, schedules_named
 from hpctrain.collectives.slices import SliceReduction
 from hpctrain.device import open_device
 from hpctrain.device.build import lowest_level
@@ -107,12 +107,10 @@ def _measure(
         whole = SliceReduction(ranks, device, n, args.dtype, "allreduce", gpu_mpi=args.gpu_mpi)
         contenders[:] = [Whole(whole, placed, expected)]
     mpi = len(contenders)
-    contenders += [
-        Slices(slices, placed, expected),
-        CopiedSlices(slices, placed, expected),
-        *scheduled(ranks, device, args.algorithm, placed, expected, args.choices),
-        Copy(device, placed),
-    ]
+    contenders += [Slices(slices, placed, expected), CopiedSlices(slices, placed, expected)]
+    schedules = schedules_named(ranks, n, source.itemsize, args.algorithm, args.choices)
+    programs, buffers = scheduled(ranks, device, schedules, placed, expected, args.gpu_mpi)
+    contenders += [*programs, Copy(device, placed)]
     rounds = args.repeat * (MANY if nbytes < SMALL else 1)
     seconds = np.empty((WARM_UP + rounds, len(contenders)))
     wrong = np.zeros(len(contenders), np.int64)
@@ -127,6 +125,7 @@ def _measure(
             row[index] = time.perf_counter() - begun
             wrong[index] += contender.wrong()
     comm.Barrier()
+    buffers.free()
     for reduction in filter(None, (slices, whole)):
         reduction.free()
     slowest = np.max(comm.allgather(seconds[WARM_UP:]), axis=0)

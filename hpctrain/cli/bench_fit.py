@@ -15,40 +15,41 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from hpctrain.cli.bench import cpu_name, report, table
+from hpctrain.cli.bench import cpu_name, report
+from hpctrain.cli.bench_fit_report import fit_report, prediction, prediction_report
 from hpctrain.collectives.algorithms import PRESETS, all_reduce, preset
-from hpctrain.collectives.cost import Price, price
+from hpctrain.collectives.buffers import Buffers
+from hpctrain.collectives.cost import price
 from hpctrain.collectives.cost_choice import Choice, choose, described, load_choices, save_choices
-from hpctrain.collectives.cost_fit import PARAMETERS, START, Observation, fit, predictions
+from hpctrain.collectives.cost_fit import Observation, fit
 from hpctrain.collectives.cost_probes import probes
-from hpctrain.collectives.interpreter import Interpreter, node_list, shared_buffers
-from hpctrain.collectives.network import Network, load_network, save_network
+from hpctrain.collectives.cut import GRAIN
+from hpctrain.collectives.interpreter import Interpreter, node_list
+from hpctrain.collectives.network import COMMON, Network, load_network, save_network
 from hpctrain.collectives.schedule import Schedule
-from hpctrain.device import open_device
+from hpctrain.device import open_device, visible_gpus
 from hpctrain.device.build import lowest_level
 from hpctrain.errors import UsageError
-from hpctrain.mpi import facts, start
+from hpctrain.mpi import facts, gpu, start
 from hpctrain.mpi.agree import on_first_rank
 from hpctrain.mpi.topology import Topology, topology
+from hpctrain.parallel.communicator import open_chosen_device
 
 if TYPE_CHECKING:
     from hpctrain.device import Device
 
-__all__ = ["chosen", "run"]
+__all__ = ["chosen", "reads_peers", "run"]
 
 LEAST, BUDGET = 3, 1.5  # rounds of a schedule, and seconds it may take beyond them
-WIRE = 0.8  # of a predicted time: from here on the wire is what it takes
 
 
 def run(args: argparse.Namespace) -> int:
     """Fit or predict on all ranks, print on rank 0. Collective."""
-    if args.device != "cpu":
-        raise UsageError(f"--fit and --predict measure host memory, not --device {args.device}")
     itemsize = np.dtype(args.dtype).itemsize
     for size in args.sizes:
         if size % itemsize:
@@ -56,16 +57,18 @@ def run(args: argparse.Namespace) -> int:
     for name in args.algorithm:
         if name != "all":
             preset(name)
+    device = open_chosen_device(args.device)
     world = start.start()
-    device = open_device("cpu")
-    device = open_device("cpu", lowest_level(world.allgather(device.level)))
+    if device.name == "cpu":
+        device = open_device("cpu", lowest_level(world.allgather(device.level)))
     with topology(world) as ranks:
         device.prepare([args.dtype], ranks.node)
         bench = Bench(ranks, device, args)
         found = bench.fitted(args.fit) if args.fit else bench.predicted(args.predict)
+        bench.free()
         if world.rank == 0:
             report(args.json, *found)
-    return 0
+    return 1 if bench.wrong else 0
 
 
 def chosen(ranks: Topology, n: int, itemsize: int, path: str | None) -> Schedule:
@@ -89,8 +92,24 @@ def chosen(ranks: Topology, n: int, itemsize: int, path: str | None) -> Schedule
     )
 
 
+def reads_peers(schedule: Schedule) -> bool:
+    """Whether any rank reads another one's memory."""
+    return any(schedule.traffic(rank).read for rank in range(schedule.size))
+
+
+class Timed(NamedTuple):
+    """Seconds of a schedule, and how many elements of all ranks were not the exact sum."""
+
+    seconds: float
+    wrong: int
+
+
 class Bench:
-    """Times of schedules on the ranks at hand."""
+    """Times of schedules on the ranks at hand.
+
+    Attributes:
+        wrong: elements that were not the exact sum so far, of all schedules and ranks.
+    """
 
     def __init__(self, ranks: Topology, device: Device, args: argparse.Namespace) -> None:
         """Collective."""
@@ -102,53 +121,93 @@ class Bench:
         self._probes = probes(self._nodes, self._itemsize) if args.fit else []
         largest = [size // self._itemsize for size in args.sizes]
         largest += [schedule.n for schedule in self._probes]
-        self._array, self._peers = shared_buffers(ranks, device, max(largest), args.dtype)
+        visible = any(map(reads_peers, self._all(GRAIN))) or (
+            bool(args.fit) and max(ranks.local_sizes) > 1
+        )
+        self._buffers = Buffers(ranks, device, max(largest), args.dtype, visible)
+        crosses = device.name != "cpu" and ranks.size > 1
+        self._gpu_mpi = crosses and gpu.decide(ranks.comm, device.name, args.gpu_mpi).on
+        self.wrong = 0
 
-    def seconds(self, schedules: Sequence[Schedule]) -> list[float]:
+    def free(self) -> None:
+        """Give the buffers back. Collective."""
+        self._buffers.free()
+
+    def _all(self, n: int) -> list[Schedule]:
+        """Every algorithm that was asked for."""
+        return [
+            all_reduce(self._nodes, n, self._itemsize, PRESETS[name], name=name)
+            for name in self._names
+        ]
+
+    def measured(self, schedules: Sequence[Schedule]) -> list[Timed]:
         """Medians over rounds of the slowest rank; in a round all run in turn. Collective."""
-        comm, rounds = self._ranks.comm, LEAST
+        comm, rounds, buffers = self._ranks.comm, LEAST, self._buffers
         programs = [
-            Interpreter(self._ranks, self._device, schedule, self._array, self._peers)
+            Interpreter(
+                self._ranks,
+                self._device,
+                schedule,
+                buffers.array,
+                buffers.peers,
+                gpu_mpi=self._gpu_mpi,
+            )
             for schedule in schedules
         ]
         taken: list[list[float]] = []
+        wrong = np.zeros(len(programs), np.int64)
         while len(taken) <= rounds:
             row = []
-            for program in programs:
-                self._array[: program.schedule.n].fill(1)
-                comm.Barrier()
-                begun = time.perf_counter()
-                program.run()
-                row.append(time.perf_counter() - begun)
+            for index, program in enumerate(programs):
+                row.append(self._seconds(program))
+                if not taken:  # the first round warms up, and is not timed
+                    wrong[index] = self._differing(program.schedule)
             taken.append(np.max(comm.allgather(row), axis=0).tolist())
             if len(taken) == 2:
                 most = int(BUDGET * len(programs) / sum(taken[1]))
                 rounds = max(LEAST, min(self._args.repeat, most))
-        return [float(median) for median in np.median(taken[1:], axis=0)]  # the first warms up
+        wrong = np.sum(comm.allgather(wrong), axis=0)
+        self.wrong += int(wrong.sum())
+        medians = np.median(taken[1:], axis=0)
+        return [Timed(float(m), int(w)) for m, w in zip(medians, wrong, strict=True)]
+
+    def _seconds(self, program: Interpreter) -> float:
+        """What one run takes on this rank, from ones in every buffer. Collective."""
+        n, device = program.schedule.n, self._device
+        device.launch("fill", self._buffers.array, 1.0, n, work=n)
+        device.synchronize()
+        self._ranks.comm.Barrier()
+        begun = time.perf_counter()
+        program.run()
+        device.synchronize()
+        return time.perf_counter() - begun
+
+    def _differing(self, schedule: Schedule) -> int:
+        """Elements of this rank's buffer that are not the sum of ones; of probes, which add
+        nothing up, none."""
+        if schedule.kind != "all-reduce":
+            return 0
+        found = self._device.to_host(self._buffers.array[: schedule.n])
+        return int(np.count_nonzero(found != self._ranks.size))
 
     def fitted(self, path: str) -> tuple[dict[str, Any], list[str]]:
         """Measure, fit on rank 0, save. Collective."""
         groups = [self._probes]
-        for size in self._args.sizes:
-            n = size // self._itemsize
-            groups.append(
-                [
-                    all_reduce(self._nodes, n, self._itemsize, PRESETS[name], name=name)
-                    for name in self._names
-                ]
-            )
-        found = [
-            Observation(schedule, seconds)
-            for group in groups
-            for schedule, seconds in zip(group, self.seconds(group), strict=True)
-        ]
+        groups += [self._all(size // self._itemsize) for size in self._args.sizes]
+        found, wrong = [], []
+        for group in groups:
+            for schedule, timed in zip(group, self.measured(group), strict=True):
+                found.append(Observation(schedule, timed.seconds))
+                wrong.append(timed.wrong)
         network = on_first_rank(self._ranks.comm, lambda: self._fit(path, found))
-        return self._fit_report(path, network, found)
+        return fit_report(path, network, found, wrong)
 
     def _fit(self, path: str, found: Sequence[Observation]) -> Network:
-        cores = len(os.sched_getaffinity(0))
+        cores = (
+            visible_gpus("cuda") if self._device.name == "cuda" else len(os.sched_getaffinity(0))
+        )
         begin = msgspec.structs.replace(
-            START, node=msgspec.structs.replace(START.node, cores=cores)
+            COMMON, node=msgspec.structs.replace(COMMON.node, cores=cores)
         )
         network = fit(found, begin)
         sizes = ", ".join(f"{size:,}" for size in self._args.sizes)
@@ -156,44 +215,11 @@ class Bench:
             network,
             name=f"{platform.node()} {described(self._nodes)}",
             source=f"fitted to probes and all-reduces of {sizes} bytes, {facts.library()}, "
-            f"{cpu_name()}; NICs, duplex and cores are not fitted: change them by hand",
+            f"{cpu_name()}, memory of the device {self._device.name}; NICs, duplex and "
+            "cores are not fitted: change them by hand",
         )
         save_network(path, network)
         return network
-
-    def _fit_report(
-        self, path: str, network: Network, found: Sequence[Observation]
-    ) -> tuple[dict[str, Any], list[str]]:
-        ratios = predictions(network, found) / [one.seconds for one in found]
-        rows = [
-            {
-                "schedule": one.schedule.name,
-                "bytes": one.schedule.n * self._itemsize,
-                "seconds": one.seconds,
-                "fitted_over_measured": float(ratio),
-            }
-            for one, ratio in zip(found, ratios, strict=True)
-        ]
-        errors = np.abs(ratios - 1)
-        lines = [f"# {path}: {network.source}"]
-        lines += [
-            f"{section}.{key} = {getattr(getattr(network, section), key):.3g}"
-            for section, key in PARAMETERS
-        ]
-        lines += table(
-            ["schedule", "bytes", "measured ms", "fitted / measured"],
-            [
-                [
-                    str(row["schedule"]),
-                    f"{row['bytes']:,}",
-                    f"{row['seconds'] * 1e3:.3f}",
-                    f"{row['fitted_over_measured']:.2f}",
-                ]
-                for row in rows
-            ],
-        )
-        lines.append(f"# error: median {np.median(errors):.0%}, largest {errors.max():.0%}")
-        return {"network": msgspec.to_builtins(network), "results": rows}, lines
 
     def predicted(self, path: str) -> tuple[dict[str, Any], list[str]]:
         """Price and measure every algorithm at every size. Collective."""
@@ -209,68 +235,14 @@ class Bench:
             pick = min(each, key=lambda choice: choice.seconds)
             picks.append(pick)
             schedules = [choice.schedule(self._nodes) for choice in each]
-            for choice, schedule, measured in zip(
-                each, schedules, self.seconds(schedules), strict=True
+            for choice, schedule, timed in zip(
+                each, schedules, self.measured(schedules), strict=True
             ):
-                rows.append(_row(choice, price(schedule, network), measured, choice is pick))
+                priced = price(schedule, network)
+                rows.append(prediction(choice, priced, *timed, picked=choice is pick))
         if self._args.choices:
             on_first_rank(comm, lambda: _add_choices(self._args.choices, picks))
-        return _prediction_report(path, picks, rows)
-
-
-def _row(choice: Choice, priced: Price, measured: float, picked: bool) -> dict[str, Any]:
-    return {
-        "bytes": choice.nbytes,
-        "algorithm": choice.algorithm,
-        "segment_bytes": choice.segment_bytes,
-        "predicted_seconds": priced.seconds,
-        "wire_seconds": priced.wire_seconds,
-        "seconds": measured,
-        "picked": picked,
-    }
-
-
-def _prediction_report(
-    path: str, picks: Sequence[Choice], rows: Sequence[dict[str, Any]]
-) -> tuple[dict[str, Any], list[str]]:
-    head = ["bytes", "algorithm", "segment", "predicted ms", "measured ms", "ratio", "wire", ""]
-    cells = []
-    for row in rows:
-        ratio, wire = row["predicted_seconds"] / row["seconds"], _wire(row)
-        cells.append(
-            [
-                f"{row['bytes']:,}",
-                row["algorithm"],
-                f"{row['segment_bytes']:,}",
-                f"{row['predicted_seconds'] * 1e3:.3f}",
-                f"{row['seconds'] * 1e3:.3f}",
-                f"{ratio:.2f}",
-                f"{wire:.0%}",
-                "picked" if row["picked"] else "",
-            ]
-        )
-    lines = [f"# predicted by {path}; wire: share of the predicted time", *table(head, cells, 2)]
-    summary = []
-    for pick in picks:
-        same = [row for row in rows if row["bytes"] == pick.nbytes]
-        best = min(same, key=lambda row: float(row["seconds"]))
-        mine = next(row for row in same if row["picked"])
-        over = mine["seconds"] / best["seconds"]
-        summary.append({"bytes": pick.nbytes, "picked_over_best": over})
-        lines.append(f"{pick}; measured {over:.2f} times the best, {best['algorithm']}")
-    on_wire = [r["predicted_seconds"] / r["seconds"] - 1 for r in rows if _wire(r) > WIRE]
-    if on_wire:
-        worst = max(on_wire, key=abs)
-        lines.append(
-            f"# {len(on_wire)} times with the wire over {WIRE:.0%}: predicted within "
-            f"{abs(worst):.0%}"
-        )
-    return {"network": path, "results": list(rows), "picks": summary}, lines
-
-
-def _wire(row: dict[str, Any]) -> float:
-    """The share of the wire in the predicted time; a burst passes in less than the wire's time."""
-    return float(min(row["wire_seconds"] / max(row["predicted_seconds"], 1e-12), 1.0))
+        return prediction_report(path, picks, rows)
 
 
 def _add_choices(path: str, picks: Sequence[Choice]) -> None:

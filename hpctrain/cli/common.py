@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from hpctrain.config import Resolved
     from hpctrain.device import Device
 
-__all__ = ["add_gpu_mpi", "add_run_arguments", "begin", "resolved"]
+__all__ = ["add_gpu_mpi", "add_run_arguments", "add_run_file", "begin", "resolved"]
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run file, its overrides, and --gpu-mpi."""
+    add_run_file(parser)
+    add_gpu_mpi(parser, None)
+
+
+def add_run_file(parser: argparse.ArgumentParser) -> None:
     """The run file and its overrides."""
     parser.add_argument("run_file", metavar="RUN.toml", help="what to train; see jobs/runs/")
     parser.add_argument(
@@ -30,7 +36,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="use this value in the place of the run file's; may be repeated",
     )
-    add_gpu_mpi(parser, None)
 
 
 def add_gpu_mpi(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:

@@ -56,6 +56,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="start anew in a folder that holds a run: its metrics and checkpoints are deleted",
     )
+    add_limits(parser)
+    parser.set_defaults(run=run)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """When to stop, and what to record: keys of the run file that are often set here."""
     parser.add_argument(
         "--stop-after",
         metavar="TIME",
@@ -74,12 +80,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="end with exit status 124 when no rank gets on for so long; 0: never "
         "(stop.hang_after)",
     )
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--timeline",
+        metavar="STEPS",
+        help="record what every rank does when, in all steps (all) or some (100:110), for "
+        "hpctrain report --timeline (log.timeline)",
+    )
 
 
 def with_limits(arguments: argparse.Namespace) -> Resolved:
-    """The configuration; the options for stopping count as `--set`, and are checked."""
+    """The configuration; the options below count as `--set`, and are checked."""
     from hpctrain.train.stop import limits, seconds_of
+    from hpctrain.train.timeline import steps_of
 
     options = {
         "after": arguments.stop_after,
@@ -88,9 +100,12 @@ def with_limits(arguments: argparse.Namespace) -> Resolved:
     }
     given = {key: value for key, value in options.items() if value is not None}
     arguments.overrides += [f'stop.{key}="{value}"' for key, value in given.items()]
+    if arguments.timeline is not None:
+        arguments.overrides.append(f'log.timeline="{arguments.timeline}"')
     configuration = resolved(arguments)
     limits(configuration.config)
     seconds_of(configuration.config.stop.hang_after, "stop.hang_after")
+    steps_of(configuration.config.log.timeline)
     return configuration
 
 
@@ -108,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hpctrain.train.folder import RunFolder
     from hpctrain.train.loop import train
     from hpctrain.train.session import open_session
-    from hpctrain.train.stop import EXIT_RESUBMIT, Stopping, at_start, limits
+    from hpctrain.train.stop import EXIT_RESUBMIT, Stopping, at_start, leave, limits
 
     config, first = configuration.config, comm.rank == 0
     folder_path = Path(config.run.folder)
@@ -117,12 +132,12 @@ def run(arguments: argparse.Namespace) -> int:
         if found:
             if first:
                 say(f"nothing to do: {folder_path / found} is there; remove it to go on")
-            return 0 if found == "DONE" else EXIT_RESUBMIT
+            return 0 if found == "DONE" else leave(comm)
     calls = Log()
     comm = watch(comm, calls)
     with (
         open_session(config, device, comm) as session,
-        RunFolder(folder_path, writes=first) as folder,
+        RunFolder(folder_path, first, config.log.tensorboard) as folder,
     ):
         on_first_rank(
             comm,
@@ -137,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
             outcome = train(session, folder, arguments.resume, stopping, calls)
     if first:
         say(f"results are in {config.run.folder}")
-    return outcome.exit_code
+    return leave(comm) if outcome.exit_code == EXIT_RESUBMIT else outcome.exit_code
 
 
 def watchdog(config: RunConfig, comm: MPI.Intracomm, calls: Log) -> Watchdog:

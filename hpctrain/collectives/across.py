@@ -6,15 +6,16 @@ added up within each node, nor of how arrays get to MPI.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpctrain.collectives.between import Column
+from hpctrain.collectives.between import Between, Column
 from hpctrain.collectives.carry import STAGE_BYTES, Carrier, Direct, Staged
 from hpctrain.collectives.cut import Range
+from hpctrain.collectives.scheduled import Scheduled
 from hpctrain.device.dtypes import FLOATS
 from hpctrain.errors import UsageError
 from hpctrain.mpi import messages
@@ -35,20 +36,27 @@ LEAST_BYTES = 64 << 10  # of one message, where there are very many nodes
 
 @dataclass(frozen=True)
 class Dense:
-    """Sums of all numbers: makes an `Across` of every column.
+    """Sums of all numbers: makes an `Across` or a `Scheduled` of every column.
 
-    `wire`: what the nodes' sums are rounded to before they cross: "same" (nothing), "bfloat16" or
-    "float16", of float32 gradients only. They are added in float32.
+    Attributes:
+        wire: what the nodes' sums are rounded to before they cross: "same" (nothing), "bfloat16" or
+            "float16", of float32 gradients only. They are added in float32.
+        algorithms: for each bucket a name in `algorithms.ACROSS`; one that is not there: "direct".
+            The same on all ranks.
     """
 
     wire: str = "same"
+    algorithms: Mapping[Range, str] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
         return False
 
-    def __call__(self, column: Column) -> Across:
-        return Across(column, self.wire)
+    def __call__(self, column: Column) -> Between:
+        algorithm = self.algorithms.get(column.bucket, "direct")
+        if algorithm == "direct":
+            return Across(column, self.wire)
+        return Scheduled(column, algorithm, self.wire)
 
 
 class Across:

@@ -39,6 +39,7 @@ from typing import Any
 from hpctrain.collectives.algorithms_broadcast import broadcast
 from hpctrain.collectives.algorithms_flat import ALGORITHMS
 from hpctrain.collectives.composition import Composition, Level, Node
+from hpctrain.collectives.cut import GRAIN
 from hpctrain.collectives.schedule import (
     Fence,
     Round,
@@ -49,6 +50,7 @@ from hpctrain.collectives.schedule import (
 from hpctrain.errors import UsageError, nearest
 
 __all__ = [
+    "ACROSS",
     "PRESETS",
     "Level",
     "all_gather",
@@ -69,6 +71,12 @@ PRESETS: dict[str, tuple[Level, ...]] = {
     "two-level": (Level("peer", "node"), Level("direct")),
     "torus": (Level("peer", "node"), Level("ring", "square"), Level("ring")),
     "three-level": (Level("peer", 2), Level("peer", "node"), Level("direct")),
+}
+
+# What may carry a bucket between nodes once the ranks of each have added up their parts: with any
+# of them the k-th node ends with the k-th part, so that who owns what does not depend on it.
+ACROSS: dict[str, tuple[Level, ...]] = {
+    name: (Level("peer", "node"), Level(name)) for name in ("direct", "halving", "ring")
 }
 
 
@@ -131,7 +139,7 @@ def reduce_scatter(
     """The sum over all ranks, each in the ranges that it owns; other arguments as `all_reduce`.
 
     The other ranges are left undefined. Ranges that a rank owns are those it can give to
-    `all_gather` with the same arguments.
+    `all_gather` with the same arguments. They start at multiples of `grain` bytes, 64 or more.
     """
     return _half("reduce-scatter", nodes, n, itemsize, levels, **choices)
 
@@ -153,13 +161,14 @@ def _half(
     name: str = "",
     segment_bytes: int = SEGMENT_BYTES,
     by_node: bool = True,
+    grain: int = GRAIN,
 ) -> Schedule:
     if ALGORITHMS[levels[-1].algorithm].whole:
         raise UsageError(
             f"{kind}: with {levels[-1].algorithm!r} at the last level every rank has the whole "
             "sum; use ring, direct or halving"
         )
-    made = Composition(nodes, levels, n, itemsize, 1, segment_bytes, by_node)
+    made = Composition(nodes, levels, n, itemsize, 1, segment_bytes, by_node, grain)
     scatter = kind == "reduce-scatter"
 
     def rounds(rank: int) -> Iterator[Round]:

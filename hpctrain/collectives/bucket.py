@@ -17,6 +17,7 @@ from hpctrain.device.dtypes import is_short
 from hpctrain.errors import UsageError
 from hpctrain.mpi.rounds import Idle, fence
 from hpctrain.mpi.topology import Topology
+from hpctrain.timeline import span
 
 if TYPE_CHECKING:
     from hpctrain.device import Device
@@ -62,7 +63,7 @@ class Shared:
 
     def fence(self) -> None:
         """Wait for the ranks of the node, after this rank's own work. Collective over the node."""
-        carry.settle(self.device)
+        carry.settle(self.device, self.idle)
         if self.topology.local_size == 1:
             return
         if self.idle is None:
@@ -74,8 +75,12 @@ class Shared:
 class Bucket:
     """`reduce` and `gather` of one range; both collective over all ranks, buckets in one order."""
 
-    def __init__(self, shared: Shared, cut: Cut, sums: Array) -> None:
-        """`sums`: what `reduce` writes, as long as this rank's owned range of `cut`."""
+    def __init__(self, shared: Shared, cut: Cut, sums: Array, number: int = 0) -> None:
+        """`sums`: what `reduce` writes, as long as this rank's owned range of `cut`. `number`: by
+        which a timeline tells the buckets apart."""
+        start, stop = cut.span
+        nbytes = (stop - start) * shared.memory.gradients.dtype.itemsize
+        self._facts = {"bucket": number, "bytes": nbytes}
         self._shared, self._cut, self._sums = shared, cut, sums
         self._owned = shared.owned(cut)
         where, memory = shared.topology, shared.memory
@@ -109,22 +114,24 @@ class Bucket:
     def reduce(self) -> None:
         """See `SliceReduction.reduce`."""
         several = self._shared.topology.local_size > 1
-        if several:
-            self._shared.fence()
-            self._sum_within_node()
-            self._shared.fence()
-        if self.between is not None:
-            self.between.reduce()
-        elif self._short and not several:
-            self._widen()
+        with span("reduce bucket", **self._facts):
+            if several:
+                self._shared.fence()
+                self._sum_within_node()
+                self._shared.fence()
+            if self.between is not None:
+                self.between.reduce()
+            elif self._short and not several:
+                self._widen()
 
     def gather(self) -> None:
         """See `SliceReduction.gather`."""
-        if self.between is not None:
-            self.between.gather()
-        if self._shared.topology.local_size > 1:
-            self._shared.fence()
-            self._shared.memory.collect(self._columns)
+        with span("gather bucket", **self._facts):
+            if self.between is not None:
+                self.between.gather()
+            if self._shared.topology.local_size > 1:
+                self._shared.fence()
+                self._shared.memory.collect(self._columns)
 
     def _sum_within_node(self) -> None:
         """Add up this rank's part of the node's sums, each into its column's rank's memory.

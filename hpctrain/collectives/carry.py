@@ -35,12 +35,18 @@ Round = Sequence[Range]  # one piece per rank
 STAGE_BYTES = 4 << 20  # of one of the two host buffers in each direction
 
 
-def settle(device: Device) -> None:
+def settle(device: Device, idle: Idle | None = None) -> None:
     """Wait until all launched work is done: now MPI and other ranks may touch device memory.
 
-    The one place where a step waits for a stream on their behalf.
+    The one place where a step waits for a stream on their behalf. `idle`: called between two looks,
+    and sleeps, where another thread of this rank computes.
     """
-    device.synchronize()
+    if idle is None:
+        device.synchronize()
+        return
+    event = device.record()
+    while not event.done:
+        idle()
 
 
 class Carrier(Protocol):
@@ -90,14 +96,14 @@ class Direct:
     ) -> Iterator[tuple[int, Round, Sequence[Array]]]:
         """See `Carrier`. One synchronization per round: the rows must have been read."""
         for pieces in rounds:
-            settle(self._device)
+            settle(self._device, self._idle)
             parts = lines(pieces, self._grain)
             messages.exchange(self._comm, array, parts, self._received, self._idle)
             yield 0, pieces, self._rows
 
     def gather(self, array: Array, rounds: Sequence[Round]) -> None:
         """See `Carrier`. One synchronization."""
-        settle(self._device)
+        settle(self._device, self._idle)
         for pieces in rounds:
             parts = lines(pieces, self._grain)
             messages.gather_parts(self._comm, array, parts, None, self._idle)
@@ -120,15 +126,15 @@ class Slot:
         self.downloads: list[Any] = []
         self.uploads: list[Any] = []
 
-    def arrived(self) -> None:
+    def arrived(self, idle: Idle | None) -> None:
         """Wait until what was asked for is in the host's buffer."""
         while self.downloads:
-            self.downloads.pop().wait()
+            self.downloads.pop().wait(idle)
 
-    def left(self) -> None:
+    def left(self, idle: Idle | None) -> None:
         """Wait until the host's buffer is no longer read."""
         while self.uploads:
-            self.uploads.pop().wait()
+            self.uploads.pop().wait(idle)
 
 
 class Staged:
@@ -153,7 +159,7 @@ class Staged:
         size, rank, width = self._comm.size, self._comm.rank, self._width
         others = [k for k in range(size) if k != rank]
         for turn, pieces, slot in self._turns(array, rounds, others):
-            slot.left()
+            slot.left(self._idle)
             rows = lines(self._in_rows(pieces), self._grain)
             messages.exchange(self._comm, slot.sent, rows, slot.received, self._idle)
             start, stop = pieces[rank]
@@ -168,7 +174,7 @@ class Staged:
         rank = self._comm.rank
         own = rank * self._width
         for _, pieces, slot in self._turns(array, rounds, [rank]):
-            slot.left()
+            slot.left(self._idle)
             rows = self._in_rows(pieces)
             parts = lines(rows, self._grain)
             messages.gather_parts(self._comm, slot.received, parts, slot.sent[own:], self._idle)
@@ -184,7 +190,7 @@ class Staged:
             for start in range(0, array.shape[0], chunk)
         ]
         for _, [(start, stop)], slot in self._turns(array, rounds, [0]):
-            slot.left()
+            slot.left(self._idle)
             total = slot.received[: stop - start]
             np.copyto(total, slot.sent[: stop - start])
             messages.allreduce(self._comm, total, message_bytes)
@@ -200,7 +206,7 @@ class Staged:
         self._download(array, rounds, 0, ranks)
         for turn, pieces in enumerate(rounds):
             slot = self._slots[turn % 2]
-            slot.arrived()
+            slot.arrived(self._idle)
             self._download(array, rounds, turn + 1, ranks)
             yield turn, pieces, slot
 

@@ -74,10 +74,11 @@ class Composition:
         depth: int,
         segment_bytes: int,
         by_node: bool,
+        grain: int = GRAIN,
     ) -> None:
         self.nodes, self.levels, self.n, self.itemsize = nodes, levels, n, itemsize
-        self._grain = GRAIN // itemsize
-        self._segment = max(segment_bytes // GRAIN, 1) * self._grain
+        self._grain = grain // itemsize
+        self._segment = max(segment_bytes // grain, 1) * self._grain
         self._pieces = Chunks(0, n, depth, self._grain)
         self._groups: list[list[list[int]]] = []
         ranks = list(range(len(nodes)))

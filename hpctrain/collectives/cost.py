@@ -41,7 +41,8 @@ class Price:
 
     Attributes:
         seconds: from the start, common to all ranks, to the end of the last rank.
-        wire_seconds: that the busiest NIC carries bytes, in one direction.
+        wire_seconds: that the busiest NIC carries bytes at its rate, in one direction; without
+            those that pass in a burst, which do not wait for the rate.
         links: of the nodes whose ranks had clocks.
     """
 

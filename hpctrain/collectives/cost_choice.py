@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,26 +115,17 @@ def choose(
     return best
 
 
-def bucket_bytes(
-    nodes: tuple[int, ...],
-    itemsize: int,
-    network: Network,
-    candidates: Sequence[str] = CANDIDATES,
-    most: int = MOST_BUCKET,
-) -> int:
+def bucket_bytes(seconds: Callable[[int], float], most: int = MOST_BUCKET) -> int:
     """Bytes of a bucket: small, so that it leaves early, but not so small that latency shows.
 
     Of the powers of two from 64 KiB to 64 MiB, or `most` (bytes, of all gradients): the smallest
-    whose cheapest all-reduce takes at most 1.1 times as long per byte as that of the best one.
-    Arguments otherwise as for `choose`.
+    that takes at most 1.1 times as long per byte as the best one. `seconds`: of a bucket of so many
+    bytes.
     """
     sizes = [LEAST_BUCKET]
     while 2 * sizes[-1] <= min(most, MOST_BUCKET):
         sizes.append(2 * sizes[-1])
-    each = [
-        choose(nodes, size // itemsize, itemsize, network, candidates).seconds / size
-        for size in sizes
-    ]
+    each = [seconds(size) / size for size in sizes]
     return next(size for size, cost in zip(sizes, each, strict=True) if cost <= WASTE * min(each))
 
 

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.collectives.cost import price
-from hpctrain.collectives.network import Between, Inside, Network, Node, Rank
+from hpctrain.collectives.network import COMMON, Network
 from hpctrain.collectives.schedule import Schedule
 from hpctrain.errors import UsageError
 
-__all__ = ["PARAMETERS", "START", "Observation", "fit", "predictions"]
+__all__ = ["PARAMETERS", "Observation", "fit", "predictions"]
 
 Array = NDArray[np.float64]
 
@@ -47,15 +47,6 @@ PARAMETERS = (
     ("node", "memory_seconds_per_byte"),
 )
 
-# A common Linux machine with 10 Gbit/s: only where the search begins.
-START = Network(
-    name="start",
-    source="guessed",
-    inside=Inside(2e-6, 2e-10, 5e-6, 2e-10, 2e-6),
-    between=Between(3e-5, 8e-10, 1e-5, burst_bytes=1 << 15),
-    rank=Rank(1e-5, 2e-10, 2e-10),
-    node=Node(1, 5e-11),
-)
 STEP = 0.1  # of a logarithm, for derivatives
 TRUSTED = 0.25  # relative error from which a time counts less
 PRIOR = 0.02  # pull towards the start, for what times hardly depend on
@@ -76,7 +67,7 @@ def predictions(network: Network, found: Sequence[Observation]) -> Array:
     return np.array([price(one.schedule, network).seconds for one in found])
 
 
-def fit(found: Sequence[Observation], start: Network = START) -> Network:
+def fit(found: Sequence[Observation], start: Network = COMMON) -> Network:
     """The network that explains the times best.
 
     Args:

@@ -20,7 +20,8 @@ class Ports:
     """The ports, cores and memories of the nodes, as the times from which they are free.
 
     Attributes:
-        busy: seconds that each NIC has carried bytes, by (node, NIC, direction).
+        busy: seconds that each NIC has carried bytes at its rate, by (node, NIC, direction); what
+            passes in a burst takes none.
         crossed: bytes between nodes and inside them, by (node, direction): "sent", "received",
             "inside" (messages) or "read" (peer reads).
     """
@@ -78,11 +79,13 @@ class Ports:
             port = (node, number % network.between.nics, "both" if self._half else way)
             port, seconds = ("nic", *port), nbytes * network.between.seconds_per_byte
             burst = network.between.burst_bytes * network.between.seconds_per_byte
-            self.busy[port] += seconds
             self.crossed[node, way] += nbytes
         free = max(ready - burst, self._free.get(port, -burst))  # earlier, where a burst may pass
         self._free[port] = free + seconds
-        return max(ready, free), max(ready, free + seconds)
+        begin, end = max(ready, free), max(ready, free + seconds)
+        if not inside:
+            self.busy[port] += end - begin
+        return begin, end
 
     def _memory(self, node: int, begin: float, end: float, nbytes: int) -> float:
         """`end`, or later where the node's memory is not done with all that was asked of it."""

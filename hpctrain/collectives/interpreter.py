@@ -2,8 +2,9 @@
 
 Every rank reads its own rounds once and keeps them as calls on memory that is already found; `run`
 makes these calls as often as wanted. Additions are launches of our kernels, so they are float32 (or
-float64) on every wire, in the schedule's order. MPI only moves bytes: between host memory, which is
-the buffer itself on the CPU, and pinned memory that it is copied through on a GPU.
+float64) on every wire, in the schedule's order. MPI only moves bytes: those of the buffer itself on
+the CPU, and on a GPU whose memory MPI may be given; else of pinned memory that they are copied
+through.
 
 Layer: collectives. Is given a schedule; knows nothing of how it was made, nor whether it is right
 (`verifier` does).
@@ -14,14 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from hpctrain.collectives.carry import settle
-from hpctrain.collectives.cut import GRAIN
-from hpctrain.collectives.ports import Codec, Port
+from hpctrain.collectives.ports import Codec, Port, message_array
 from hpctrain.collectives.schedule import (
     Cast,
     Copy,
@@ -38,18 +37,32 @@ from hpctrain.collectives.schedule import (
 )
 from hpctrain.errors import UsageError
 from hpctrain.mpi.messages import MESSAGE_BYTES
-from hpctrain.mpi.rounds import InFlight, fence
-from hpctrain.mpi.window import NodeWindow
+from hpctrain.mpi.rounds import Idle, InFlight, fence
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from hpctrain.device import Device
     from hpctrain.mpi.topology import Topology
 
-__all__ = ["Interpreter", "node_list", "shared_buffers"]
+__all__ = ["Interpreter", "Ranks", "node_list"]
 
 Array = Any  # of the device
 Call = Callable[[], None]
 PROGRESS_BYTES = 1 << 20  # added or copied between two looks at the messages under way
+
+
+class Ranks(Protocol):
+    """The ranks that run a schedule: a `Topology`, or some of one."""
+
+    @property
+    def comm(self) -> MPI.Intracomm: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 @dataclass
@@ -72,21 +85,26 @@ class Interpreter:
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Ranks,
         device: Device,
         schedule: Schedule,
         array: Array,
         peers: Mapping[int, Array] | None = None,
         codecs: Mapping[str, Codec] | None = None,
+        gpu_mpi: bool = False,
+        idle: Idle | None = None,
     ) -> None:
         """Not collective; all ranks give the same schedule.
 
         Args:
             array: shape (n,) or longer, contiguous, on `device`, float32 or float64: this rank's
-                buffer. It stays the caller's, between runs.
+                buffer. It stays the caller's, between runs. With `gpu_mpi` an allocation of its own
+                (`device.shared`): a GPU's pool may hand out memory that MPI cannot register.
             peers: rank to buffer, for the ranks of this node whose buffers the schedule reads:
                 memory that their own interpreters were given as `array`.
-            codecs: for opaque wires, by name.
+            codecs: for opaque wires, by name. They work on the host, on a GPU too.
+            gpu_mpi: whether MPI is given the arrays of a GPU as they are; see `mpi.gpu.decide`.
+            idle: called between two looks at messages under way; None: waiting may block.
 
         Raises:
             UsageError: a schedule for other ranks or elements, a peer that is not in `peers`, a
@@ -95,10 +113,11 @@ class Interpreter:
         self._check(topology, schedule, array)
         self.schedule, self.moved = schedule, Traffic()
         self._comm, self._rank, self._device = topology.comm, topology.rank, device
+        self._staged, self._idle = device.name != "cpu" and not gpu_mpi, idle
         self._array, self._peers, self._codecs = array, dict(peers or {}), dict(codecs or {})
         rounds = [turn for turn in schedule.rounds(self._rank) if any(turn)]
         self._begin = schedule.scratch
-        self._scratch = device.empty(self._scratch_size(rounds), array.dtype)
+        self._scratch = message_array(device, self._scratch_size(rounds), array.dtype, self._staged)
         self._read = 0
         self._tabled: list[Sequence[Array]] = []  # a table holds only the addresses of arrays
         self._rounds = [self._bind(turn) for turn in rounds]
@@ -127,18 +146,19 @@ class Interpreter:
         for _, port in bound.sends:
             port.start()
         leaving = [(peer, port.leave()) for peer, port in bound.sends]
-        flight = InFlight(
-            self._comm, [(peer, port.room()) for peer, port in bound.receives], leaving
-        )
+        arriving = [(peer, port.room()) for peer, port in bound.receives]
+        if not self._staged:
+            settle(self._device, self._idle)
+        flight = InFlight(self._comm, arriving, leaving)
         for call in bound.meanwhile:
             call()
             flight.progress()
-        sizes = flight.wait()
+        sizes = flight.wait(self._idle)
         for (_, port), nbytes in zip(bound.receives, sizes, strict=True):
             port.arrive(nbytes)
         return sum(sizes), sum(payload.nbytes for _, payload in leaving)
 
-    def _check(self, topology: Topology, schedule: Schedule, array: Array) -> None:
+    def _check(self, topology: Ranks, schedule: Schedule, array: Array) -> None:
         if schedule.size != topology.size:
             raise UsageError(
                 f"a schedule for {schedule.size} ranks cannot run on {topology.size}: make it from "
@@ -198,7 +218,7 @@ class Interpreter:
                 f"a message of {nbytes:,} bytes is above {MESSAGE_BYTES:,}: make the schedule with "
                 "smaller segment_bytes"
             )
-        return Port(self._device, view, wire, self._codec(wire))
+        return Port(self._device, view, wire, self._codec(wire), self._staged, self._idle)
 
     def _codec(self, wire: Wire | None) -> Codec | None:
         return self._codecs.get(wire.name) if wire else None
@@ -232,25 +252,10 @@ class Interpreter:
         )
 
     def _fence(self, members: Sequence[int]) -> None:
-        settle(self._device)
-        fence(self._comm, members)
+        settle(self._device, self._idle)
+        fence(self._comm, members, self._idle)
 
 
 def node_list(topology: Topology) -> tuple[int, ...]:
     """The node of every rank, as schedules want it. Collective over `topology.comm`."""
     return tuple(topology.comm.allgather(topology.node_index))
-
-
-def shared_buffers(
-    topology: Topology, device: Device, n: int, dtype: DTypeLike
-) -> tuple[Array, dict[int, Array]]:
-    """(this rank's buffer of `n` zeros, all buffers of its node by rank), in shared memory. CPU.
-
-    Collective over `topology.comm`. Raises `WindowError` where there can be no shared memory.
-    """
-    dtype = np.dtype(dtype)
-    size = -(-n * dtype.itemsize // GRAIN) * GRAIN
-    window = NodeWindow(topology, size)
-    ranks = topology.node.allgather(topology.rank)
-    peers = {rank: device.wrap(window.segment(k).view(dtype)[:n]) for k, rank in enumerate(ranks)}
-    return peers[topology.rank], peers

@@ -63,11 +63,12 @@ def open_memory(
     return "allreduce" if mode == "allreduce" else "messages", None
 
 
-def background_wanted(overlap: str, where: Topology, device: Device) -> bool:
+def background_wanted(overlap: str, where: Topology) -> bool:
     """Whether exchanges go on beside the computation; the first rank says why not, if asked to.
 
-    "auto": on the CPU, where several nodes exchange messages. Within a node there is nothing to
-    hide: adding up is the core's own work.
+    "auto": where several nodes exchange messages. Within a node there is little to hide: on the CPU
+    adding up is the core's own work, on a GPU each rank reads its slice of its peers' gradients
+    once, at the speed of their links.
     """
     if overlap not in OVERLAPS:
         raise UsageError(
@@ -75,17 +76,13 @@ def background_wanted(overlap: str, where: Topology, device: Device) -> bool:
         )
     if overlap == "off" or where.size == 1 or (overlap == "auto" and where.node_count == 1):
         return False
-    if device.name != "cpu":
-        return _told(where, "on a CPU only") if overlap == "on" else False
-    if not threads_may_call():
-        return _told(where, "where the MPI library has MPI_THREAD_MULTIPLE, and was started so")
-    return True
-
-
-def _told(where: Topology, when: str) -> bool:
-    """Say on rank 0 when there would be exchanges beside the computation; False."""
+    if threads_may_call():
+        return True
     if where.rank == 0:
-        log.warning("no exchange of gradients during the backward pass: that is %s", when)
+        log.warning(
+            "no exchange of gradients during the backward pass: that is where the MPI library has "
+            "MPI_THREAD_MULTIPLE, and was started so"
+        )
     return False
 
 

@@ -21,7 +21,7 @@ import tomli_w
 
 from hpctrain.errors import UsageError
 
-__all__ = ["Between", "Inside", "Network", "Node", "Rank", "load_network", "save_network"]
+__all__ = ["COMMON", "Between", "Inside", "Network", "Node", "Rank", "load_network", "save_network"]
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -106,6 +106,17 @@ class Network(Section, frozen=True):
     between: Between
     rank: Rank
     node: Node
+
+
+# What is assumed where nobody says: where a fit begins, and by what `auto` orders what it tries.
+COMMON = Network(
+    name="10 Gbit/s",
+    source="assumed: a common Linux machine with Ethernet of 10 Gbit/s",
+    inside=Inside(2e-6, 2e-10, 5e-6, 2e-10, 2e-6),
+    between=Between(3e-5, 8e-10, 1e-5, burst_bytes=1 << 15),
+    rank=Rank(1e-5, 2e-10, 2e-10),
+    node=Node(1, 5e-11),
+)
 
 
 def load_network(path: str | Path) -> Network:

@@ -11,8 +11,8 @@ Layer: collectives. Is given bytes; knows nothing of what they mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "gather_and_add", "two_shot"]
 
-Bytes = NDArray[np.uint8]
-EMPTY = np.empty(0, np.uint8)
+Bytes = Any  # uint8, shape (n,): of NumPy, or of a GPU whose memory is given to MPI
+EMPTY: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+
+def host_bytes(nbytes: int) -> Bytes:
+    """Room for what comes, in host memory."""
+    return np.empty(nbytes, np.uint8)
 
 
 class Exchange:
@@ -55,11 +60,16 @@ class Exchange:
         comm: MPI.Intracomm,
         message_bytes: int = MESSAGE_BYTES,
         idle: Idle | None = None,
+        allocate: Callable[[int], Bytes] = host_bytes,
     ) -> None:
-        """`message_bytes`: the most in one message, the same on all ranks. `idle`: see `rounds`."""
+        """`message_bytes`: the most in one message, the same on all ranks. `idle`: see `rounds`.
+
+        `allocate(nbytes)`: makes the memory that messages arrive in; kept and used again. Memory of
+        a GPU is given to MPI as it is: the caller has waited for all work on it, and on payloads.
+        """
         self.comm, self.size, self.rank = comm, comm.size, comm.rank
         self.sent = self.received = self.messages = 0
-        self._limit, self._idle = message_bytes, idle
+        self._limit, self._idle, self._allocate = message_bytes, idle, allocate
         self._room: list[Bytes] = [EMPTY] * comm.size
 
     def all_to_all(self, payloads: Sequence[Bytes], bounds: Sequence[int]) -> list[Bytes]:
@@ -123,7 +133,7 @@ class Exchange:
 
     def _make_room(self, rank: int, nbytes: int) -> Bytes:
         if self._room[rank].nbytes < nbytes:
-            self._room[rank] = np.empty(nbytes, np.uint8)
+            self._room[rank] = self._allocate(nbytes)
         return self._room[rank]
 
     def _pieces(self, payload: Bytes, bound: int) -> Iterator[Bytes]:

@@ -26,7 +26,7 @@ from hpctrain.mpi.window import NodeWindow
 if TYPE_CHECKING:
     from hpctrain.device import Device
 
-__all__ = ["MappedMemory", "MappingError", "Memory", "OwnMemory", "SharedMemory"]
+__all__ = ["MappedMemory", "Mapping", "MappingError", "Memory", "OwnMemory", "SharedMemory"]
 
 Array = Any  # of the device
 
@@ -101,10 +101,12 @@ class SharedMemory:
         """The memory lives as long as an array that refers to it, on any rank."""
 
 
-class MappedMemory:
-    """Gradients and parameters in one allocation per rank, which the node's ranks map by IPC."""
+class Mapping:
+    """One allocation of a GPU's memory per rank, which all ranks of its node map by CUDA IPC.
 
-    one_array = False
+    Attributes:
+        arrays: shape (count,), of every rank of the node in local rank order; zeros at first.
+    """
 
     def __init__(
         self, topology: Topology, device: Device, count: int, dtype: np.dtype[Any]
@@ -115,9 +117,9 @@ class MappedMemory:
             MappingError: a rank cannot export its memory, map a peer's, or read it rightly.
         """
         self._node, self._device, self._rank = topology.node, device, topology.local_rank
-        self._size = max(2 * count, GRAIN // dtype.itemsize)
+        self._size = max(count, GRAIN // dtype.itemsize)
         self._imported: list[Array] = []
-        self._all: list[Array] = []
+        self.arrays: list[Array] = []
         handle, problem = self._export(dtype)
         if not first_problem(topology.comm, problem):
             handles: list[bytes] = self._node.allgather(handle)
@@ -127,9 +129,7 @@ class MappedMemory:
         if found := first_problem(topology.comm, problem):
             self.free()
             raise MappingError(found)
-        self.peers = [array[:count] for array in self._all]
-        self._parameters = [array[count : 2 * count] for array in self._all]
-        self.gradients, self.parameters = self.peers[self._rank], self._parameters[self._rank]
+        self.arrays = [array[:count] for array in self.arrays]
 
     def _export(self, dtype: np.dtype[Any]) -> tuple[bytes, str]:
         """This rank's memory and a handle of it, or why there is none."""
@@ -143,13 +143,13 @@ class MappedMemory:
         """Map every peer's memory; why a peer's cannot be mapped, or ""."""
         for peer, handle in enumerate(handles):
             if peer == self._rank:  # a process cannot map its own export
-                self._all.append(self._own)
+                self.arrays.append(self._own)
                 continue
             try:
-                self._all.append(self._device.import_(handle, self._size, dtype))
+                self.arrays.append(self._device.import_(handle, self._size, dtype))
             except Exception as error:  # as above
                 return f"cannot map the device memory of local rank {peer}: {error}"
-            self._imported.append(self._all[-1])
+            self._imported.append(self.arrays[-1])
         return ""
 
     def _misread(self) -> str:
@@ -161,7 +161,7 @@ class MappedMemory:
         self._node.Barrier()
         problem = ""
         try:
-            found = [int(self._device.to_host(array[:1])[0]) for array in self._all]
+            found = [int(self._device.to_host(array[:1])[0]) for array in self.arrays]
             if found != list(range(1, len(found) + 1)):
                 problem = f"reads {found} from its peers, which wrote 1 to {len(found)}"
         except Exception as error:  # as above
@@ -175,6 +175,34 @@ class MappedMemory:
         self._device.copy(array, self._device.from_host(np.array([value], array.dtype)))
         carry.settle(self._device)
 
+    def free(self) -> None:
+        """Give it back; the arrays are dead then. Collective over the node.
+
+        Nobody unmaps what another rank's work still reads.
+        """
+        carry.settle(self._device)
+        self._node.Barrier()
+        for array in self._imported:
+            self._device.close(array)
+        self._imported, self.arrays = [], []
+        self._node.Barrier()  # memory is given back only when nobody maps it
+
+
+class MappedMemory:
+    """Gradients and parameters in one `Mapping`."""
+
+    one_array = False
+
+    def __init__(
+        self, topology: Topology, device: Device, count: int, dtype: np.dtype[Any]
+    ) -> None:
+        """Collective over `topology.comm`. Raises `MappingError`, on all ranks."""
+        self._mapping = Mapping(topology, device, 2 * count, dtype)
+        self._device, self._rank = device, topology.local_rank
+        self.peers = [array[:count] for array in self._mapping.arrays]
+        self._parameters = [array[count:] for array in self._mapping.arrays]
+        self.gradients, self.parameters = self.peers[self._rank], self._parameters[self._rank]
+
     def collect(self, columns: Iterable[tuple[int, Range]]) -> None:
         """See `Memory`. Copies on this rank's stream, straight from the peers' memory."""
         for owner, (start, stop) in columns:
@@ -182,10 +210,6 @@ class MappedMemory:
                 self._device.copy(self.parameters[start:stop], self._parameters[owner][start:stop])
 
     def free(self) -> None:
-        """See `Memory`. Nobody unmaps what another rank's work still reads."""
-        carry.settle(self._device)
-        self._node.Barrier()
-        for array in self._imported:
-            self._device.close(array)
-        self._imported, self._all, self.peers, self._parameters = [], [], [], []
-        self._node.Barrier()  # memory is given back only when nobody maps it
+        """See `Memory`."""
+        self.peers, self._parameters = [], []
+        self._mapping.free()

@@ -1,7 +1,7 @@
 """One end of a message: from the device's array to the bytes that MPI is given, and back.
 
 On the way may lie a conversion to 16 bits by our kernels (wires "bfloat16" and "float16"), a codec
-of the caller's (opaque payloads), and host memory where the device's is not the host's.
+of the caller's (opaque payloads), and host memory where MPI is not given the device's.
 
 Layer: collectives. Knows nothing of partners and rounds.
 """
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from hpctrain.collectives.schedule import Wire
 from hpctrain.device.dtypes import FLOATS, is_short, wide_dtype
 from hpctrain.errors import UsageError
+from hpctrain.mpi.rounds import Idle
 
 if TYPE_CHECKING:
     from hpctrain.device import Device
 
-__all__ = ["BFLOAT16", "FLOAT16", "Codec", "Port"]
+__all__ = ["BFLOAT16", "FLOAT16", "Codec", "Port", "message_array"]
 
 Array = Any  # of the device
 Bytes = NDArray[np.uint8]
@@ -46,18 +47,30 @@ class Port:
     `arrive` sets the elements from the first bytes of it.
     """
 
-    def __init__(self, device: Device, view: Array, wire: Wire | None, codec: Codec | None) -> None:
-        """`view`: shape (count,), of the buffer or scratch memory."""
+    def __init__(
+        self,
+        device: Device,
+        view: Array,
+        wire: Wire | None,
+        codec: Codec | None,
+        staged: bool,
+        idle: Idle | None = None,
+    ) -> None:
+        """`view`: shape (count,), of the buffer or scratch memory.
+
+        `staged`: MPI is given pinned host memory. Else it is given the device's: whoever posts a
+        message waits for the device's work before. `idle`: called between two looks at a copy.
+        """
         self._device, self._view, self._codec = device, view, codec
         self._part = view  # what crosses, on the device
         self._ticket: Any = None
+        self._idle = idle
         if wire is not None and codec is None:
-            self._part = device.empty(view.shape[0], short_dtype(wire, view.dtype))
-        if device.name == "cpu":
-            self._host = self._part
-        else:
+            self._part = message_array(device, view.shape[0], short_dtype(wire, view.dtype), staged)
+        self._host = self._part  # where MPI, or a codec, finds it
+        if staged or (codec is not None and device.name != "cpu"):
             self._host = device.staging(self._part.nbytes).view(self._part.dtype)
-        self._bytes: Bytes = self._host.view(np.uint8)
+        self._bytes: Array = self._host.view(np.uint8)
         if codec is not None and wire is not None:
             self._bytes = device.staging(wire.nbytes(view.shape[0]))
 
@@ -69,14 +82,14 @@ class Port:
             self._finish()
             self._ticket = self._device.download(self._part, self._host)
 
-    def leave(self) -> Bytes:
+    def leave(self) -> Array:
         """After `start`: the bytes to send; valid until the next `start`."""
         self._finish()
         if self._codec is None:
             return self._bytes
         return self._bytes[: self._codec.encode(self._host, self._bytes)]
 
-    def room(self) -> Bytes:
+    def room(self) -> Array:
         """Where to receive; nothing on its way to the device is still read from there."""
         self._finish()
         return self._bytes
@@ -101,8 +114,15 @@ class Port:
 
     def _finish(self) -> None:
         if self._ticket is not None:
-            self._ticket.wait()
+            self._ticket.wait(self._idle)
             self._ticket = None
+
+
+def message_array(device: Device, count: int, dtype: np.dtype[Any], staged: bool) -> Array:
+    """An array for messages; where MPI is given a GPU's memory, outside the GPU's pool."""
+    if staged or device.name == "cpu":
+        return device.empty(count, dtype)
+    return device.shared(count, dtype)
 
 
 def short_dtype(wire: Wire, dtype: np.dtype[Any]) -> np.dtype[Any]:

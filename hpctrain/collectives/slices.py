@@ -136,8 +136,8 @@ class SliceReduction:
         self._arrivals = [0] * len(ranges)
         self._copies: list[MPI.Intracomm] = []
         self._background: Background | None = None
-        if self.sliced and background_wanted(overlap, self._topology, device):
-            self._background = Background()
+        if self.sliced and background_wanted(overlap, self._topology):
+            self._background = Background(device)
         self._take_ranges(ranges, crossing or Dense())
 
     @property
@@ -267,8 +267,8 @@ class SliceReduction:
         self.counted = not shared.whole or self._topology.node_index == 0
         self.sums = self._room_for_sums()
         at = 0
-        for cut, (start, stop) in zip(cuts, self.owned, strict=True):
-            self._buckets.append(Bucket(shared, cut, self.sums[at : at + stop - start]))
+        for number, (cut, (start, stop)) in enumerate(zip(cuts, self.owned, strict=True)):
+            self._buckets.append(Bucket(shared, cut, self.sums[at : at + stop - start], number))
             at += stop - start
         self.between = tuple(b.between for b in self._buckets if b.between is not None)
 

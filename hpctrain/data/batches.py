@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
@@ -44,6 +44,26 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def split(self, count: int) -> list[Batch]:
+        """This part in up to `count` parts of whole, consecutive microbatches; nothing is copied.
+
+        In number of microbatches they are at most one apart. None is empty but the only one of an
+        empty batch.
+        """
+        microbatches = len(self.groups) - 1
+        if min(count, microbatches) <= 1:
+            return [self]
+        parts = []
+        for index in range(min(count, microbatches)):
+            mine = assign(microbatches, min(count, microbatches), index)
+            groups = self.groups[mine.start : mine.stop + 1]
+            rows = slice(int(groups[0]), int(groups[-1]))
+            fields = {name: array[rows] for name, array in self.fields.items()}
+            parts.append(
+                replace(self, fields=fields, samples=self.samples[rows], groups=groups - groups[0])
+            )
+        return parts
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from hpctrain.timeline import span
+
 __all__ = ["Prefetch"]
 
 T = TypeVar("T")
@@ -133,10 +135,13 @@ class _Channel(Generic[T]):
 def _fill(items: Iterator[T], channel: _Channel[T]) -> None:
     """The thread: hand over items until they end, fail, or nobody wants them."""
     try:
-        for item in items:
+        while True:
+            with span("read"):
+                item = next(items)
             if not channel.put(item):
                 return
             del item  # the consumer alone decides how long a batch lives
+    except StopIteration:
         channel.end(None)
     except BaseException as error:
         channel.end(error)

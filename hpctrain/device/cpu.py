@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hpctrain.device import build
-from hpctrain.device.interface import Ticket, transfer_bytes
+from hpctrain.device.interface import Event, Ticket, transfer_bytes
 from hpctrain.device.launch import (
     CTYPES,
     DTYPES,
@@ -57,9 +57,11 @@ if address(_probe) != slow_address(_probe):
 
 
 class Done:
-    """The ticket of a copy that is done."""
+    """The ticket of a copy that is done, and an event after work that is."""
 
-    def wait(self) -> None:
+    done = True
+
+    def wait(self, idle: Callable[[], None] | None = None) -> None:
         """Nothing is left to wait for."""
 
 
@@ -135,7 +137,22 @@ class CpuDevice:
         return np.array([array.ctypes.data for array in arrays], np.uint64)
 
     def synchronize(self) -> None:
-        """Wait until all launched work is done; on the CPU it is."""
+        """Wait until all work that this thread launched is done; on the CPU it is."""
+
+    def use_own_stream(self) -> None:
+        """From now on this thread's work, until the thread ends, is in an order of its own.
+
+        A GPU does it beside other threads' work, and waits for that only where `wait_event` says
+        so; a thread that does not call this uses the default stream. On the CPU every thread's work
+        is done when it is launched.
+        """
+
+    def record(self) -> Event:
+        """The point that this thread's work has reached, for `wait_event` of any thread."""
+        return Done()
+
+    def wait_event(self, event: Event) -> None:
+        """What this thread launches from now on comes after the event; the host does not wait."""
 
     def staging(self, nbytes: int) -> Array:
         """Host memory to copy through, shape (nbytes,) of uint8; page-locked where that matters.

@@ -2,8 +2,8 @@
 
 Only allocation, copies, views, `matmul` and launches of our own kernels are asked of CuPy: that is
 what the simulated CUDA in `sim/` stands in for, so that this file is tested without a GPU. Kernels
-are compiled by NVRTC and launched on the current stream; copies to the host go on a stream of their
-own. No method but `close` waits for all of the device.
+are compiled by NVRTC and launched on the calling thread's current stream; copies to the host go on
+a stream of their own. No method but `close` waits for all of the device.
 
 Layer: device. Knows nothing of networks, ranks or files.
 """
@@ -11,6 +11,7 @@ Layer: device. Knows nothing of networks, ranks or files.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from hpctrain.device.build import gpu_options
 from hpctrain.device.dtypes import FLOATS
-from hpctrain.device.interface import Ticket, transfer_bytes
+from hpctrain.device.interface import Event, Ticket, transfer_bytes
 from hpctrain.device.launch import (
     DTYPES,
     Launchers,
@@ -78,7 +79,7 @@ class CudaDevice:
                 f"no GPU can be used ({error}): check nvidia-smi and CUDA_VISIBLE_DEVICES, or use "
                 "--set run.device=cpu"
             ) from None
-        self._copies = self._cupy.cuda.Stream(non_blocking=True)
+        self._streams = threading.local()  # of each thread, made when it first needs them
         self._open: set[_Copy] = set()
         self._launchers = Launchers(self._launcher)
         self.launch_seconds = 0.0
@@ -127,10 +128,7 @@ class CudaDevice:
         target[...] = source
 
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
-        """out = a @ b, of (stacks of) matrices of one dtype; a and b may be transposed views.
-
-        cuBLAS multiplies 16-bit numbers and adds up in float32; see `matmul_precision` for float32.
-        """
+        """out = a @ b; see `CpuDevice.matmul`. cuBLAS adds up 16-bit numbers in float32."""
         return self._cupy.matmul(a, b, out=out)
 
     def peers(self, arrays: Sequence[Array]) -> Array:
@@ -144,17 +142,31 @@ class CudaDevice:
         """Wait until all work launched on the current stream is done."""
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def use_own_stream(self) -> None:
+        """See `CpuDevice.use_own_stream`. A thread also has to choose its GPU anew."""
+        self._device.use()
+        self._streams.own = stream = self._cupy.cuda.Stream(non_blocking=True)
+        stream.use()
+
+    def record(self) -> Event:
+        """The point that this thread's current stream has reached."""
+        return self._event(self._cupy.cuda.get_current_stream())
+
+    def wait_event(self, event: Event) -> None:
+        """What comes on this thread's current stream waits for the event; the host does not."""
+        self._cupy.cuda.get_current_stream().wait_event(event)
+
     def staging(self, nbytes: int) -> NDArray[Any]:
         """Page-locked host memory, shape (nbytes,) of uint8; see `CpuDevice.staging`."""
         memory = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
         return np.frombuffer(memory, np.uint8, nbytes)
 
     def download(self, array: Array, host: NDArray[Any]) -> Ticket:
-        """Begin to copy `array` to `host`; see `CpuDevice.download`. On the stream for copies."""
-        nbytes = transfer_bytes(array, host)
-        self._copies.wait_event(self._event(self._cupy.cuda.get_current_stream()))
-        array.data.copy_to_host_async(host.ctypes.data, nbytes, self._copies)
-        return self._ticket(self._copies, array, host)
+        """Begin to copy `array` to `host`; see `CpuDevice.download`. On a stream for copies."""
+        nbytes, stream = transfer_bytes(array, host), self._copy_stream()
+        stream.wait_event(self._event(self._cupy.cuda.get_current_stream()))
+        array.data.copy_to_host_async(host.ctypes.data, nbytes, stream)
+        return self._ticket(stream, array, host)
 
     def upload(self, host: NDArray[Any], array: Array) -> Ticket:
         """Begin to copy `host` to `array`; see `CpuDevice.upload`. On the current stream."""
@@ -162,13 +174,20 @@ class CudaDevice:
         array.data.copy_from_host_async(host.ctypes.data, transfer_bytes(array, host), stream)
         return self._ticket(stream, array, host)
 
-    def _event(self, stream: Any) -> Any:
-        return stream.record(self._cupy.cuda.Event(disable_timing=True))
+    def _copy_stream(self) -> Any:
+        if not hasattr(self._streams, "copies"):
+            self._streams.copies = self._cupy.cuda.Stream(non_blocking=True)
+        return self._streams.copies
+
+    def _event(self, stream: Any) -> Event:
+        event: Event = stream.record(self._cupy.cuda.Event(disable_timing=True))
+        return event
 
     def _ticket(self, stream: Any, array: Array, host: NDArray[Any]) -> Ticket:
         """The memory of a copy is kept until it is done, also where nobody waits for it."""
         if len(self._open) >= OPEN_TICKETS:
-            self._open -= {copy for copy in self._open if copy.event.done}  # the tickets' set too
+            # Other threads may add to it meanwhile. The tickets hold the same set.
+            self._open -= {copy for copy in tuple(self._open) if copy.event.done}
         ticket = _Copy(self._open, self._event(stream), array, host)
         self._open.add(ticket)
         return ticket
@@ -290,9 +309,13 @@ class _Copy:
     def __init__(self, copies: set[_Copy], event: Any, *memory: Any) -> None:
         self._copies, self.event, self._memory = copies, event, memory
 
-    def wait(self) -> None:
+    def wait(self, idle: Callable[[], None] | None = None) -> None:
         """Block until the copy is done."""
-        self.event.synchronize()
+        if idle is None:
+            self.event.synchronize()
+        else:
+            while not self.event.done:
+                idle()
         self._copies.discard(self)
 
 

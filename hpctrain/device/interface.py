@@ -5,23 +5,34 @@ Layer: device. Imports no device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import DTypeLike, NDArray
 
 from hpctrain.errors import DeviceError
 
-__all__ = ["Device", "Ticket", "transfer_bytes"]
+__all__ = ["Device", "Event", "Ticket", "transfer_bytes"]
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a GPU
+
+
+class Event(Protocol):
+    """A point in the work that was launched on a stream."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all work before it is done."""
 
 
 class Ticket(Protocol):
     """A copy between host and device that was asked for and may still be going on."""
 
-    def wait(self) -> None:
-        """Block until the copy is done; then both sides are the caller's again."""
+    def wait(self, idle: Callable[[], None] | None = None) -> None:
+        """Block until the copy is done; then both sides are the caller's again.
+
+        `idle`: called between two looks at it, and sleeps: the wait then takes no core.
+        """
 
 
 class Device(Protocol):
@@ -42,6 +53,9 @@ class Device(Protocol):
     def matmul(self, a: Array, b: Array, out: Array) -> Array: ...
     def peers(self, arrays: Sequence[Array]) -> Array: ...
     def synchronize(self) -> None: ...
+    def use_own_stream(self) -> None: ...
+    def record(self) -> Event: ...
+    def wait_event(self, event: Event) -> None: ...
     def prepare(self, dtypes: Iterable[str], node: Any = None) -> None: ...
     def launch(self, name: str, *args: Any, work: int) -> None: ...
     def staging(self, nbytes: int) -> NDArray[Any]: ...

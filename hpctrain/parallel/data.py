@@ -21,6 +21,7 @@ Layer: parallel. Is given a topology, a layout and a rule. Knows nothing of netw
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ from hpctrain.mpi.topology import Topology
 from hpctrain.nn.layout import Layout, Store
 from hpctrain.optim.rules import Range, Rule, square_sum
 from hpctrain.parallel.buckets import Readiness
+from hpctrain.timeline import span
 
 __all__ = ["DataParallel"]
 
@@ -57,6 +59,9 @@ class DataParallel:
         masters: for each of them the parameters that the update works on: that range of
             `parameters`, or of 16-bit ones an array of float32.
         states: optimizer state by name: an array for each range in `owned`.
+        exchange_seconds, update_seconds: what `update` and `arrive` have taken so far: adding up,
+            gathering and waiting for others; norm and rule. On a GPU exchange has the wait for the
+            kernels before it, and update is only their launches.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class DataParallel:
         if self.masters_apart:
             self.masters = self._zeros()
         self.states = {name: self._zeros() for name in rule.states}
+        self.exchange_seconds = self.update_seconds = 0.0
 
     def _zeros(self) -> list[Array]:
         """An array of the wide type for each owned range, one after the other in memory."""
@@ -166,19 +172,28 @@ class DataParallel:
             the norm of the averaged gradient before clipping; the same on all ranks. It is not
             finite if any gradient is not, and then nothing was updated.
         """
-        self.slices.reduce()
+        begun, exchanged = time.perf_counter(), self.exchange_seconds
+        self._exchange(self.slices.reduce)
         self._readiness.reset()
         scale = 1.0 / weight if weight else 0.0
         norm = self._norm() * scale
         if math.isfinite(norm):
             if clip_norm and norm > clip_norm:
                 scale *= clip_norm / norm
-            for begin, part in self._ranges():
-                self.rule.update(self.device, part, step=step, lr=lr, scale=scale)
-                if self.masters_apart:
-                    self._narrow(part.parameters, begin)
-        self.slices.gather(wait=not math.isfinite(norm))
+            with span("update"):
+                for begin, part in self._ranges():
+                    self.rule.update(self.device, part, step=step, lr=lr, scale=scale)
+                    if self.masters_apart:
+                        self._narrow(part.parameters, begin)
+        self._exchange(self.slices.gather, not math.isfinite(norm))
+        self.update_seconds += time.perf_counter() - begun - self.exchange_seconds + exchanged
         return norm
+
+    def _exchange(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call it, and count its time as exchange."""
+        begun = time.perf_counter()
+        function(*arguments)
+        self.exchange_seconds += time.perf_counter() - begun
 
     def abandon(self) -> None:
         """End a step without an update: finish the exchange that has begun. Collective."""
@@ -195,13 +210,13 @@ class DataParallel:
     def arrive(self, name: str) -> None:
         """Wait until a parameter is current after `update`. Not collective."""
         for bucket in self._readiness.buckets(name)[:1]:  # later buckets arrive first
-            self.slices.arrive(bucket)
+            self._exchange(self.slices.arrive, bucket)
 
     def _norm(self) -> float:
         counted = self.slices.counted or not self.slices.sliced
         total = np.array([square_sum(self.device, self.slices.sums) if counted else 0.0])
         if self.slices.sliced:
-            self.slices.all_reduce(total)
+            self._exchange(self.slices.all_reduce, total)
         return math.sqrt(total[0]) if total[0] >= 0 else math.nan
 
     def _ranges(self) -> Iterator[tuple[int, Range]]:

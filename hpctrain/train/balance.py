@@ -3,10 +3,11 @@
     compute   in a step, outside MPI
     data      waiting for a batch
     saving    standing still for checkpoints
+    messages  inside MPI: what differs is waiting for slower ranks, so it makes nobody slow
 
 Every rank adds up its own seconds. Now and then rank 0 asks, by a number in the step's own
-all-reduce, and the sums are gathered. In synchronous training all ranks take as long as the
-slowest; the difference to it is spent inside MPI, and not counted.
+all-reduce, and at the end, and the sums are gathered. In synchronous training all ranks take as
+long as the slowest; the difference to it is spent inside MPI.
 
 Layer: train. Knows nothing of how a step is done.
 """
@@ -31,6 +32,7 @@ __all__ = ["PHASES", "Balance", "Slow", "slowest"]
 PHASES = ("compute", "data", "saving")
 FIRST, EVERY = 60.0, 300.0  # seconds until the first question, and between two
 SHOWN = 3  # ranks that are named
+RANKS = 1024  # of larger runs only the median and the worst ranks are recorded
 WORTH = 0.1  # of the time of the rank in the middle: less is not worth a line
 
 
@@ -50,7 +52,7 @@ class Balance:
 
     def __init__(self, comm: MPI.Intracomm, first_rank: bool) -> None:
         self._comm, self._first = comm, first_rank
-        self._seconds = [0.0] * len(PHASES)
+        self._seconds = [0.0] * (len(PHASES) + 1)
         self._steps = 0
         self._next = time.monotonic() + FIRST
 
@@ -58,13 +60,17 @@ class Balance:
         """1 where it is time to compare, to be added up over the ranks."""
         return float(self._first and time.monotonic() >= self._next)
 
-    def count(self, compute: float, data: float, saving: float) -> None:
+    def count(self, compute: float, data: float, saving: float, messages: float = 0.0) -> None:
         """The seconds of a step."""
-        for index, seconds in enumerate((compute, data, saving)):
+        for index, seconds in enumerate((compute, data, saving, messages)):
             self._seconds[index] += seconds
         self._steps += 1
 
-    def agree(self, asked: float, step: int, folder: RunFolder, progress: Progress) -> None:
+    def finish(self, step: int, folder: RunFolder) -> None:
+        """Compare what was not compared yet, for the record alone. Collective."""
+        self.agree(1.0, step, folder, None)
+
+    def agree(self, asked: float, step: int, folder: RunFolder, progress: Progress | None) -> None:
         """Compare where rank 0 has asked: a record, and a line where it is worth one. Collective.
 
         `asked`: the sum of what ranks want.
@@ -72,13 +78,15 @@ class Balance:
         if not asked or not self._steps:
             return
         steps, mine = self._steps, (platform.node(), self._seconds)
-        self._seconds, self._steps = [0.0] * len(PHASES), 0
+        self._seconds, self._steps = [0.0] * (len(PHASES) + 1), 0
         self._next = time.monotonic() + EVERY
         told = self._comm.gather(mine)
         if told is None:
             return
-        hosts, seconds = [host for host, _ in told], [each for _, each in told]
+        hosts, sums = [host for host, _ in told], [each for _, each in told]
+        seconds = [each[: len(PHASES)] for each in sums]
         slow = slowest(hosts, seconds, steps)
+        each_rank = {"hosts": hosts, "seconds": [[round(s, 4) for s in each] for each in sums]}
         middle = {p: median(each[i] for each in seconds) / steps for i, p in enumerate(PHASES)}
         folder.record(
             "balance",
@@ -86,8 +94,9 @@ class Balance:
             steps=steps,
             median={phase: round(value, 6) for phase, value in middle.items()},
             slowest=[_rounded(asdict(each)) for each in slow],
+            **(each_rank if len(hosts) <= RANKS else {}),
         )
-        if slow:
+        if slow and progress is not None:
             progress.message(f"slow: {', '.join(map(_text, slow))}; see docs/stop-resume.md")
 
 

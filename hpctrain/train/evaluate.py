@@ -39,10 +39,11 @@ def evaluate(session: Session, split: str, alive: Callable[[], None] | None = No
     loader = session.loader(split, order="sequential")
     try:
         for batch in loader.epoch(0):
-            tape = session.tape(batch, step=0, training=False)
-            output = session.model(tape, session.task.inputs(session.device, batch))
-            _, sums = session.task.loss(tape, output, batch)
-            totals += [sums.loss, sums.weight, sums.correct, len(batch.samples)]
+            for part in batch.split(session.config.batch.accumulate):
+                tape = session.tape(part, step=0, training=False)
+                output = session.model(tape, session.task.inputs(session.device, part))
+                _, sums = session.task.loss(tape, output, part)
+                totals += [sums.loss, sums.weight, sums.correct, len(part)]
             if alive is not None:
                 alive()
     finally:

@@ -7,13 +7,14 @@ a resumed run needs the step, the position in the epoch, and the stores.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from hpctrain.data import Batch, Loader
 from hpctrain.errors import DivergedError
 from hpctrain.mpi.calls import Log
 from hpctrain.sections import RunConfig
+from hpctrain.timeline import mark, span
 from hpctrain.train.balance import Balance
 from hpctrain.train.evaluate import Evaluation, evaluate
 from hpctrain.train.folder import RunFolder
@@ -24,6 +25,7 @@ from hpctrain.train.saving import Saving
 from hpctrain.train.session import Session
 from hpctrain.train.step import Trainer, schedule_of
 from hpctrain.train.stop import EXIT_RESUBMIT, Limits, Stopping
+from hpctrain.train.timeline import recording
 
 __all__ = ["Outcome", "train"]
 
@@ -67,28 +69,26 @@ def train(
     total = planned_steps(session, loader, position)
     trainer.schedule = schedule_of(config, total)
     balance = Balance(session.comm, session.comm.rank == 0)
-    run = Run(session, trainer, loader, folder, stopping, position, calls, saving, balance)
-    folder.record("start", **facts(session), step=position.step, total_steps=total)
+    begins = {"step": position.step, "total_steps": total}
+    folder.record("start", **facts(session, trainer), **begins, **folder.before)
     folder.status("running", step=position.step)
 
     shown = session.comm.rank == 0
-    with Progress(position.step, total, config.log.every_seconds, shown) as progress:
+    with (
+        recording(session, folder.path, calls, position.step) as at_step,
+        Progress(position.step, total, config.log.every_seconds, shown) as progress,
+    ):
+        run = Run(
+            session, trainer, loader, folder, stopping, position, calls, saving, balance, at_step
+        )
         progress.figures = loader.figures
         progress.message(headline(session, trainer, position, total))
         saving.begin(trainer, loader, position, progress)
-        evaluation = missed_evaluation(run, progress)
-        while position.step < total and not stopping.reason:
-            evaluation = epoch(run, progress, total)
-        saving.save(position)
-        saving.finish()
-        stopped = stopping.reason if position.step < total else ""
-        if not stopped and config.data.test and evaluation is None:
-            evaluation = evaluate_now(run, progress)
-        finish(run, progress, evaluation, stopped)
+        outcome = to_the_end(run, progress, total)
     saving.close()
     loader.close()
     trainer.free()
-    return Outcome(evaluation, stopped)
+    return outcome
 
 
 @dataclass
@@ -104,6 +104,23 @@ class Run:
     calls: Log
     saving: Saving
     balance: Balance
+    at_step: Callable[[int], None]  # before a step: which one
+
+
+def to_the_end(run: Run, progress: Progress, total: int) -> Outcome:
+    """Epochs until the run is finished or told to stop; the last checkpoint. Collective."""
+    position, stopping = run.position, run.stopping
+    evaluation = missed_evaluation(run, progress)
+    while position.step < total and not stopping.reason:
+        evaluation = epoch(run, progress, total)
+    run.saving.save(position)
+    run.saving.finish()
+    stopped = stopping.reason if position.step < total else ""
+    if not stopped and run.session.config.data.test and evaluation is None:
+        evaluation = evaluate_now(run, progress)
+    run.balance.finish(position.step - 1, run.folder)
+    finish(run, progress, evaluation, stopped)
+    return Outcome(evaluation, stopped)
 
 
 def epoch(run: Run, progress: Progress, total: int) -> Evaluation | None:
@@ -114,7 +131,8 @@ def epoch(run: Run, progress: Progress, total: int) -> Evaluation | None:
         for batch, waited in timed(batches):
             before = clocks(run)
             try:
-                result = run.trainer.step(batch, position.step, wants(run))
+                with span("step", step=position.step):
+                    result = run.trainer.step(batch, position.step, wants(run))
             except DivergedError:  # on all ranks; what is under way is from before
                 run.saving.finish()
                 raise
@@ -122,6 +140,7 @@ def epoch(run: Run, progress: Progress, total: int) -> Evaluation | None:
             report(run.folder, progress, position, result, Times(waited, *spent))
             advance(position, batch, run.loader)
             agree(run, progress, result.requests, Times(waited, *spent))
+            run.at_step(position.step)
             if position.step == total or stopping.reason:
                 break
     done = run.loader.figures.since(figures)
@@ -141,22 +160,26 @@ def agree(run: Run, progress: Progress, requests: tuple[float, ...], times: Time
     working, compare, *stops = requests
     run.stopping.agree(stops)
     paused = run.saving.after_step(working, run.position)
-    run.balance.count(times.step - times.messages, times.data, paused)
+    run.balance.count(times.step - times.messages, times.data, paused, times.messages)
     run.balance.agree(compare, run.position.step - 1, run.folder, progress)
 
 
-def clocks(run: Run) -> tuple[float, float, float, float]:
-    """Seconds so far: of the clock, waiting for MPI, launching kernels, exchange behind it."""
-    waited = run.trainer.parallel.slices.waited
+def clocks(run: Run) -> tuple[float, ...]:
+    """Seconds so far, in the order of `Times` after `data`."""
+    parallel = run.trainer.parallel
+    waited = parallel.slices.waited
     hidden = run.calls.all_seconds - run.calls.seconds - waited
     launches = run.session.device.launch_seconds
-    return time.perf_counter(), run.calls.seconds + waited, launches, hidden
+    exchange = parallel.exchange_seconds + run.session.exchange_seconds
+    messages = run.calls.seconds + waited
+    return time.perf_counter(), messages, launches, hidden, exchange, parallel.update_seconds
 
 
 def finish(run: Run, progress: Progress, evaluation: Evaluation | None, stopped: str) -> None:
     """Leave word of how the run ended: STATUS.json, DONE, a line on the screen."""
     folder, step = run.folder, run.position.step
     if stopped:
+        mark("stop", by=stopped)
         folder.record("stop", step=step - 1, reason=stopped, time=time.time())
         folder.status("stopped" if "STOP" in stopped else "resubmit", step=step, reason=stopped)
         progress.message(f"stopped after {step} steps by {stopped}; go on with --resume auto")
@@ -195,7 +218,8 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch, and the seconds it took to arrive."""
     while True:
         begun = time.perf_counter()
-        batch = next(batches, None)
+        with span("wait for data"):
+            batch = next(batches, None)
         if batch is None:
             return
         yield batch, time.perf_counter() - begun
@@ -211,7 +235,8 @@ def evaluation_due(config: RunConfig, position: Position) -> bool:
 def evaluate_now(run: Run, progress: Progress) -> Evaluation:
     """Evaluate, record, and say so. Collective."""
     begun = time.perf_counter()
-    result = evaluate(run.session, run.session.config.data.test, run.calls.alive)
+    with span("evaluate"):
+        result = evaluate(run.session, run.session.config.data.test, run.calls.alive)
     seconds = round(time.perf_counter() - begun, 6)
     last = run.position.step - 1
     run.folder.record("evaluation", step=last, **as_dict(result), seconds=seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ class Position:
 @dataclass(frozen=True)
 class Times:
     """Seconds of a step on this rank: waiting for data before it; all of it; waiting for MPI, and
-    for the thread that exchanges; launching; and what that thread did behind the computation.
+    for the thread that exchanges; launching; what that thread did behind the computation; adding up
+    gradients and gathering parameters, with the waiting for others; norm and update.
 
     `launches` is what the host spends on launching kernels on a GPU: where it comes near `step`,
     the GPU waits for the host, and larger microbatches help. 0 on the CPU.
@@ -49,6 +51,8 @@ class Times:
     messages: float
     launches: float
     hidden: float
+    exchange: float
+    update: float
 
 
 def report(
@@ -69,6 +73,8 @@ def report(
         data_seconds=round(times.data, 6),
         step_seconds=round(times.step, 6),
         message_seconds=round(times.messages, 6),
+        exchange_seconds=round(times.exchange, 6),
+        update_seconds=round(times.update, 6),
         **({"hidden_seconds": round(times.hidden, 6)} if times.hidden > 0 else {}),
         **({"launch_seconds": round(times.launches, 6)} if times.launches else {}),
         time=time.time(),
@@ -97,17 +103,37 @@ def headline(session: Session, trainer: Trainer, position: Position, total: int)
     """What is run on what, in one line."""
     ranks = session.topology
     n = sum(entry.size for entry in session.layouts.parameters.entries)
+    passes = session.config.batch.accumulate
     start = f"resuming at step {position.step} of" if position.step else "training"
     return (
         f"{start} {total} steps: {n:,} parameters, {session.config.run.dtype}, {ranks.size} "
         f"rank{'s' * (ranks.size > 1)} on {ranks.node_count} node{'s' * (ranks.node_count > 1)}, "
         f"{session.device.name}, {session.threads} BLAS thread{'s' * (session.threads > 1)} each, "
         f"gradients by {trainer.parallel.slices.mode}"
+        f"{f', each step in {passes} passes' if passes > 1 else ''}"
+        f"{carried(trainer)}"
     )
 
 
-def facts(session: Session) -> dict[str, Any]:
-    """What the header record of metrics.jsonl says about this start."""
+def carried(trainer: Trainer) -> str:
+    """How buckets cross nodes, where there was a choice; for the headline."""
+    counts = Counter(str(found) for found in trainer.picks.values())
+    shown = [f"{count} bucket{'s' * (count > 1)} by {text}" for text, count in counts.items()]
+    chosen = trainer.parallel.slices.between and any(text != "direct" for text in counts)
+    return f", between nodes {', '.join(shown)}" if chosen else ""
+
+
+def facts(session: Session, trainer: Trainer) -> dict[str, Any]:
+    """What the header record of metrics.jsonl says about this start.
+
+    "between_nodes": for each bucket its bytes, the algorithm that carries it between nodes, and the
+    seconds predicted of those that were looked at.
+    """
+    itemsize = session.layouts.parameters.dtype.itemsize
+    crossing = [
+        {"bytes": (stop - start) * itemsize, "algorithm": p.algorithm, "predicted": p.seconds}
+        for (start, stop), p in trainer.picks.items()
+    ]
     return {
         "version": __version__,
         "ranks": session.topology.size,
@@ -115,7 +141,9 @@ def facts(session: Session) -> dict[str, Any]:
         "device": session.device.name,
         "dataset_id": session.dataset.dataset_id,
         "dtype": session.config.run.dtype,
+        "accumulate": session.config.batch.accumulate,
         "threads": session.threads,
+        **({"between_nodes": crossing} if crossing else {}),
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),

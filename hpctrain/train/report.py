@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from hpctrain.errors import UsageError
 
-__all__ = ["PHASES", "Curve", "RunRecord", "read_run", "thinned"]
+__all__ = ["PHASES", "RANK_PHASES", "Curve", "Restart", "RunRecord", "read_run", "thinned"]
 
 PHASES = ("compute", "messages", "data", "checkpoints", "evaluation")
+RANK_PHASES = ("compute", "messages", "data", "checkpoints")  # of one rank's steps
 Values = NDArray[np.float64]
 Record = dict[str, Any]
 
@@ -35,6 +36,30 @@ class Curve:
     values: Values
     low: Values
     high: Values
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A start that went on from where one before had ended.
+
+    Attributes:
+        again: steps that had been done before, and were done again; `again_seconds`: in which they
+            had been done. To within the last second of a run that was killed.
+        pause: seconds from the last sign of the start before to the first step: the queue, and
+            starting.
+    """
+
+    time: float
+    step: int
+    ending: str  # of the start before
+    again: int
+    again_seconds: float
+    pause: float
+
+    @property
+    def lost(self) -> float:
+        """Seconds that a run in one piece would not have needed."""
+        return self.again_seconds + self.pause
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,7 @@ class RunRecord:
     evaluations: list[Record]
     checkpoints: list[Record]
     stops: list[Record]
+    balances: list[Record]
 
     def curve(self, key: str, points: int = 200) -> Curve:
         """A number of the steps' records, thinned out to at most `points`."""
@@ -70,6 +96,15 @@ class RunRecord:
                 found.append((step["step"], step["samples"] / seconds))
         return thinned(found, points)
 
+    def share(self, key: str, points: int = 200) -> Curve:
+        """What fraction of a step its seconds `key` are."""
+        found = [
+            (s["step"], s[key] / s["step_seconds"])
+            for s in self.steps
+            if key in s and s.get("step_seconds", 0.0) > 0
+        ]
+        return thinned(found, points)
+
     def phases(self) -> dict[str, float]:
         """Seconds on rank 0 by what they were spent on, in the order of `PHASES`."""
         total = {key: _sum(self.steps, f"{key}_seconds") for key in ("step", "data", "message")}
@@ -80,6 +115,37 @@ class RunRecord:
             "checkpoints": _sum(self.checkpoints, "seconds"),
             "evaluation": _sum(self.evaluations, "seconds"),
         }
+
+    def restarts(self) -> list[Restart]:
+        """Every start but the first."""
+        found, endings = [], self.endings()
+        for number, start in enumerate(self.starts[1:], 1):
+            first = next((s for s in self.steps if s["time"] > start["time"]), None)
+            begun = start["time"]
+            if first is not None:
+                begun = first["time"] - first.get("step_seconds", 0.0)
+            earlier = [s["time"] for s in self.steps if s["time"] < start["time"]]
+            last = start.get("last_time") or max(earlier, default=start["time"])
+            again, seconds = start.get("again", 0), start.get("again_seconds", 0.0)
+            pause = max(begun - last, 0.0)
+            found.append(
+                Restart(start["time"], start["step"], endings[number - 1], again, seconds, pause)
+            )
+        return found
+
+    def ranks(self) -> list[tuple[int, str, dict[str, float]]]:
+        """Each rank of the newest start, its host, and its seconds a step by `RANK_PHASES`."""
+        since = self.starts[-1]["step"] if self.starts else 0
+        found = [b for b in self.balances if b["step"] >= since and "seconds" in b]
+        found = [b for b in found if len(b["seconds"]) == len(found[-1]["seconds"])]
+        if not found:
+            return []
+        steps = sum(b["steps"] for b in found)
+        sums = np.sum([b["seconds"] for b in found], axis=0) / steps
+        return [
+            (rank, host, dict(zip(RANK_PHASES, (row[0], row[3], row[1], row[2]), strict=True)))
+            for rank, (host, row) in enumerate(zip(found[-1]["hosts"], sums.tolist(), strict=True))
+        ]
 
     def last(self, records: list[Record], key: str) -> float:
         """The newest value of `key`; nan where there is none."""
@@ -96,7 +162,7 @@ class RunRecord:
             elif after == math.inf:
                 texts.append(str(self.status.get("state", "unknown")))
             else:
-                texts.append("ended without a word, or was finished and then made longer")
+                texts.append("killed, or finished and then made longer")
         return texts
 
 
@@ -128,6 +194,7 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=records.get("evaluation", []),
         checkpoints=records.get("checkpoint", []),
         stops=records.get("stop", []),
+        balances=records.get("balance", []),
     )
 
 

@@ -82,7 +82,8 @@ def _axes(lines: Sequence[Line], linear: bool) -> tuple[Axis, Axis]:
     low, high = float(values.min()), float(values.max())
     logarithmic = not linear and low > 0 and high > 30 * low
     if not logarithmic:
-        space = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        level = high - low <= 1e-9 * abs(high)  # means of equal numbers differ in the last place
+        space = 0.05 * (abs(high) if level else high - low) or 1.0
         low, high = (0.0 if 0 <= low < 0.3 * high else low - space), high + space
     return (
         Axis(float(first), float(max(last, first + 1)), LEFT, WIDTH - RIGHT),

@@ -4,7 +4,8 @@
     checkpoint.local_every_steps           to the nodes themselves
 
 Training goes on meanwhile; see `hpctrain.checkpoint.background`. Where one is due for the run
-folder while another is under way, training waits for that: at most two intervals are ever at risk.
+folder while another is under way, training waits for that: a run that is killed loses one interval
+and what it did while the next checkpoint was being written, never two intervals.
 One for the nodes is left out then.
 
 Layer: train. Knows nothing of files.
@@ -17,6 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hpctrain.checkpoint import NodeFolder, Saved, Saver, open_folder
+from hpctrain.timeline import span
 from hpctrain.train.compressing import state_of
 from hpctrain.train.records import Position
 from hpctrain.train.restoring import parts
@@ -100,7 +102,7 @@ class Saving:
         if self._newest == position.step:
             return
         begun = time.monotonic()
-        self._completed(self._saver.finish())
+        self._finish()
         if (waited := time.monotonic() - begun) > LONG:
             self._warn(
                 f"a checkpoint was due while the one before was being written: training waited "
@@ -110,7 +112,12 @@ class Saving:
 
     def finish(self) -> None:
         """Wait until nothing is under way."""
-        self._completed(self._saver.finish())
+        self._finish()
+
+    def _finish(self) -> None:
+        with span("checkpoint wait"):
+            saved = self._saver.finish()
+        self._completed(saved)
 
     def close(self) -> None:
         """After `finish`, at the end of a run that saved its last step: give everything back."""
@@ -129,7 +136,9 @@ class Saving:
             "compression": state_of(self._trainer.compression, self._session),
         }
         held = parts(self._trainer, load=False)
-        self._completed(self._saver.begin(position.step, held, state, level))
+        with span("checkpoint stage", step=position.step, level=level):
+            saved = self._saver.begin(position.step, held, state, level)
+        self._completed(saved)
 
     def _completed(self, saved: Saved | None) -> None:
         if saved is None:

@@ -7,6 +7,7 @@ network (it gives shapes), the network before the stores.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Session:
     model: Module
     layouts: Layouts
     threads: int  # BLAS threads of this rank
+    exchange_seconds: float = 0.0  # what `all_reduce` has taken so far
 
     def loader(self, split: str, order: str = "") -> Loader:
         """This rank's loader of a split: as [data] says, or "sequential" for evaluation.
@@ -103,7 +105,9 @@ class Session:
 
     def all_reduce(self, array: NDArray[np.float64]) -> None:
         """Sum a small host array over all ranks, in place. Collective."""
+        begun = time.perf_counter()
         allreduce_sum(self.comm, array)
+        self.exchange_seconds += time.perf_counter() - begun
 
     def fill(self, target: Any, host: NDArray[Any]) -> None:
         """Copy a host array into a piece of an array, of the device or of the host."""

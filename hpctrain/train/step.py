@@ -13,24 +13,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hpctrain.autograd import Variable
-from hpctrain.collectives import cost_choice
 from hpctrain.collectives.across import Dense
-from hpctrain.collectives.interpreter import node_list
-from hpctrain.collectives.network import load_network
 from hpctrain.data import Batch
 from hpctrain.errors import DivergedError
-from hpctrain.mpi.agree import on_first_rank
 from hpctrain.nn.layout import Store
 from hpctrain.optim import Schedule
-from hpctrain.parallel.buckets import bucket_ranges, suited_bytes
+from hpctrain.parallel.buckets import bucket_ranges
 from hpctrain.parallel.data import DataParallel
 from hpctrain.sections import RunConfig
 from hpctrain.train.compressing import compression_of, facts_of, rule_beside
+from hpctrain.train.crossing import algorithms, bucket_bytes, network_of
+from hpctrain.train.passes import Passes
 from hpctrain.train.scaling import loss_scale_of
 from hpctrain.train.session import Session
-from hpctrain.train.task import Sums
 
 __all__ = ["StepResult", "Trainer", "schedule_of"]
 
@@ -60,13 +57,20 @@ class Trainer:
 
     Collective to create, as are `step` and `free`. `schedule` is for the caller to set, and
     `before_backward`: called in every step before the first gradient; until then all that a
-    checkpoint holds is as the step before has left it.
+    checkpoint holds is as the step before has left it. `picks`: for each bucket the algorithm that
+    carries it between nodes; empty where none is chosen.
     """
 
     def __init__(self, session: Session) -> None:
         config = session.config
         self.session = session
-        self.compression = compression_of(config, session)
+        network = network_of(session)
+        self.compression = compression_of(config, session, network)
+        buckets = bucket_ranges(session.layouts.parameters, bucket_bytes(session, network))
+        self.picks = {} if self.compression else algorithms(session, buckets, network)
+        dense = Dense(
+            config.parallel.wire, {bucket: found.algorithm for bucket, found in self.picks.items()}
+        )
         self.parallel = DataParallel(
             session.topology,
             session.device,
@@ -74,8 +78,8 @@ class Trainer:
             rule_beside(self.compression, session),
             config.parallel.reduction,
             config.parallel.gpu_mpi,
-            bucket_ranges(session.layouts.parameters, bucket_bytes(session)),
-            self.compression or Dense(config.parallel.wire),
+            buckets,
+            self.compression or dense,
             config.parallel.overlap,
         )
         self.averages = session.averages()
@@ -84,12 +88,12 @@ class Trainer:
         session.model.bind(
             self.parallel.parameters, self.averages, self.parallel.gradients, self.sums
         )
+        self.passes = Passes(session, self.parallel.gradients, self.sums)
         self.schedule = Schedule()
         self.scaling = loss_scale_of(config.run.dtype)
         self.before_backward: Callable[[], None] = lambda: None
         self.held_back: Any = None  # a residual of before, for the next gradient; on rank 0
         self._parameters = session.model.parameters()
-        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.arrive = partial(self.parallel.arrive, name)
 
@@ -111,8 +115,8 @@ class Trainer:
         optimizer = session.config.optimizer
         scale, scaling = self.scaling.scale, self.scaling
         sums = self._gradient(batch, step, scale)
-        totals = self._totals([sums.loss, sums.weight, sums.correct, *requests])
-        asked = 3 + len(requests)
+        totals = np.concatenate([sums, requests])
+        session.all_reduce(totals)
         loss, weight, correct = totals[:3].tolist()
         mean = loss / weight if weight else 0.0
         if not math.isfinite(mean):
@@ -127,9 +131,9 @@ class Trainer:
             self.compression.undo()
         if not math.isfinite(norm) and not scaling.skip():
             raise DivergedError(f"step {step}: the gradient's norm is {norm}; {ADVICE}")
-        self._update_averages(totals[asked:])
+        self._update_averages(totals[3 : len(sums)])
         accuracy = correct / weight if session.task.classes and weight else math.nan
-        agreed = tuple(totals[3:asked].tolist())
+        agreed = tuple(totals[len(sums) :].tolist())
         samples, skipped = batch.global_samples, not math.isfinite(norm)
         return StepResult(
             mean,
@@ -144,16 +148,10 @@ class Trainer:
             facts_of(self.compression, session),
         )
 
-    def _gradient(self, batch: Batch, step: int, scale: float) -> Sums:
+    def _gradient(self, batch: Batch, step: int, scale: float) -> NDArray[np.float64]:
         """Forward and backward; what is ready of the gradient may be on its way already."""
-        session = self.session
-        early = self._ready if self.held_back is None else None  # nothing is added to it later
-        tape = session.tape(batch, step, training=True, loss_scale=scale, ready=early)
-        output = session.model(tape, session.task.inputs(session.device, batch))
-        losses, sums = session.task.loss(tape, output, batch)
-        self.before_backward()
-        tape.backward(losses)
-        tape.finish(self._parameters.values())
+        early = self.parallel.ready if self.held_back is None else None  # it is added to below
+        sums = self.passes.run(batch, step, scale, early, self.before_backward)
         self._add_held_back()
         return sums
 
@@ -165,17 +163,6 @@ class Trainer:
         n, part = gradients.shape[0], self.held_back.astype(gradients.dtype)
         device.launch("add_into", gradients, device.from_host(part), n, work=n)
         self.held_back = None
-
-    def _ready(self, parameter: Variable) -> None:
-        """In the backward pass: a parameter's gradient is final."""
-        self.parallel.ready(self._names[id(parameter)])
-
-    def _totals(self, numbers: list[float]) -> np.ndarray:
-        """`numbers` and the sums of the statistics, over all ranks, in one message of float64."""
-        statistics = self.session.device.to_host(self.sums.array)
-        totals = np.concatenate([numbers, statistics]).astype(np.float64)
-        self.session.all_reduce(totals)
-        return totals
 
     def _update_averages(self, sums: np.ndarray) -> None:
         device, layout = self.session.device, self.sums.layout
@@ -196,30 +183,6 @@ class Trainer:
         for parameter in self._parameters.values():
             parameter.arrive = None
         self.parallel.free()
-
-
-def bucket_bytes(session: Session) -> int:
-    """Bytes of gradients exchanged together: as the run file says, or what suits.
-
-    Collective over all ranks where the run file names a network.
-    """
-    parallel, layout = session.config.parallel, session.layouts.parameters
-    network = None
-    if parallel.network:  # read also where it is not needed: a wrong one is to be seen at once
-        network = on_first_rank(session.topology.comm, lambda: load_network(parallel.network))
-    nbytes = layout.size * layout.dtype.itemsize
-    if parallel.bucket_mib:
-        return parallel.bucket_mib << 20
-    crosses = session.topology.node_count > 1 or parallel.reduction == "messages"
-    if not crosses or session.device.name != "cpu":
-        return max(nbytes, 1)
-    if network is None:
-        return suited_bytes(nbytes)
-    nodes, itemsize = node_list(session.topology), layout.dtype.itemsize
-    return on_first_rank(
-        session.topology.comm,
-        lambda: cost_choice.bucket_bytes(nodes, itemsize, network, ("two-level",), nbytes),
-    )
 
 
 def schedule_of(config: RunConfig, total_steps: int) -> Schedule:
