@@ -1,4 +1,5 @@
-// topk.cu -- entries of a sparse vector as a payload, and back; accumulating what is not sent yet.
+// topk.cu -- entries of a sparse vector as a payload, and back; accumulating what is not sent yet;
+// taking out what is not selected from.
 //
 //     topk_encode        entries[j] <- values[j] rounded, offsets[j] <- indices[j] mod 65536
 //     topk_counts        counts[b] <- how many indices lie in block b: 65536 b up to 65536 (b + 1)
@@ -8,16 +9,19 @@
 //     keep_residual      x[i] <- residual[i] + g[i], where that is finite, else residual[i]
 //     keep_momentum      u[i] <- momentum u[i] + g[i];  x[i] <- residual[i] + u[i]; where one of
 //                        them is not finite both stay, x[i] <- residual[i]
+//     pieces_take        y[starts[p] + j] <- x[begins[p] + j], and that <- 0
+//     pieces_put         x[begins[p] + j] <- y[starts[p] + j], or 0 where y is absent
 //
-// where i_j = 65536 b + offsets[j], b the last block with starts[b] <= j.
+// for all j below starts[p + 1] - starts[p], and where i_j = 65536 b + offsets[j], b the last block with starts[b] <= j.
 //
 // Buffers    values, entries, offsets (k,); indices int64 (k,), ascending, each once; counts (blocks,)
 //            and starts (blocks + 1,) with blocks = ceil(n / 65536); y, x, u, left, residual, g (n,).
 //            x may be residual. An entry outside the n elements is left out. Rounding a number that is
 //            too large for `real` gives its largest finite one, so what rounding leaves is finite.
-//            topk_mask: what was taken back after it was sent keeps its momentum.
+//            topk_mask: what was taken back after it was sent keeps its momentum. pieces: begins
+//            (pieces,) of places in x, starts (pieces + 1,) of places in y; no piece overlaps.
 // Launch     ELEMENTS: work = k; topk_counts blocks; keep_residual, keep_momentum n. ROWS:
-//            topk_starts work = 1.
+//            topk_starts work = 1; pieces_take, pieces_put pieces, of about 1024 elements for a GPU.
 // Cost       an entry is 2 bytes and a value; topk_add finds its block by halving, log2(blocks) reads
 //            from the cache. keep_residual 12 n bytes in float32, keep_momentum 20 n: bandwidth.
 // Exactness  topk_add with factor -1 leaves x - rounded(x), which is a number of `wide` exactly
@@ -126,5 +130,34 @@ ELEMENTS_KERNEL keep_momentum(const wide* residual, const wide* __restrict__ g,
         const bool fine = is_finite(mine) && is_finite(sum);
         u[i] = fine ? mine : u[i];
         x[i] = fine ? sum : residual[i];
+    }
+}
+
+ROWS_KERNEL pieces_take(wide* __restrict__ x, const int64* __restrict__ begins,
+                        const int64* __restrict__ starts, wide* __restrict__ y, int64 pieces)
+{
+    FOR_ROWS(p, pieces) {
+        const int64 count = starts[p + 1] - starts[p];
+        wide* __restrict__ from = x + begins[p];
+        wide* __restrict__ to = y + starts[p];
+        FOR_LANES(j, count) {
+            to[j] = from[j];
+            from[j] = 0;
+        }
+    }
+}
+
+ROWS_KERNEL pieces_put(const wide* __restrict__ y, const int64* __restrict__ begins,
+                       const int64* __restrict__ starts, wide* __restrict__ x, int64 pieces)
+{
+    FOR_ROWS(p, pieces) {
+        const int64 count = starts[p + 1] - starts[p];
+        wide* __restrict__ to = x + begins[p];
+        if (y) {
+            const wide* __restrict__ from = y + starts[p];
+            FOR_LANES(j, count) to[j] = from[j];
+        } else {
+            FOR_LANES(j, count) to[j] = 0;
+        }
     }
 }

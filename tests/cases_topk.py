@@ -97,3 +97,38 @@ def keep_momentum(rng, dtype, n):
     expected = {2: np.where(fine, mine, u), 3: np.where(fine, total, residual)}
     args = [residual, g, u, np.zeros_like(g), 0.5, n]
     return Case("keep_momentum", args, n, expected, error=0)
+
+
+PIECES = ((0, 0), (9, 1), (1000, 5), (70_000, 90))
+
+
+def pieces(rng, dtype, size):
+    """Some elements of n in pieces of odd lengths, one of them empty: x, tables, and which."""
+    n, count = size
+    ends = np.sort(rng.choice(n + 1, 2 * count, replace=False)).astype(np.int64)
+    begins, stops = ends[::2].copy(), ends[1::2]
+    stops[:1] = begins[:1]
+    starts = np.concatenate([[0], np.cumsum(stops - begins)]).astype(np.int64)
+    spans = [np.arange(a, b) for a, b in zip(begins, stops, strict=True)]
+    chosen = np.concatenate([np.zeros(0, np.int64), *spans])
+    return normal(rng, dtype, n), begins, starts, chosen
+
+
+@case(*PIECES)
+def pieces_take(rng, dtype, size):
+    x, begins, starts, chosen = pieces(rng, dtype, size)
+    left = x.copy()
+    left[chosen] = 0
+    args = [x, begins, starts, np.zeros(chosen.size, dtype), begins.size]
+    return Case("pieces_take", args, begins.size, {0: left, 3: x[chosen]}, 0, None)
+
+
+@case(*PIECES)
+def pieces_put(rng, dtype, size):
+    """Numbers to their places; with an odd number of pieces, zeros."""
+    x, begins, starts, chosen = pieces(rng, dtype, size)
+    y = None if begins.size % 2 else normal(rng, dtype, chosen.size)
+    expected = x.copy()
+    expected[chosen] = 0 if y is None else y
+    args = [y, begins, starts, x, begins.size]
+    return Case("pieces_put", args, begins.size, {3: expected}, 0, None)

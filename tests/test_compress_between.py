@@ -12,7 +12,6 @@ from hpctrain.collectives.slices import SliceReduction
 from hpctrain.compress import Compression, Settings
 from hpctrain.compress.portions import portions
 from hpctrain.compress.powersgd import Matrix
-from hpctrain.compress.settings import MARGIN, TRIALS, Choice
 from hpctrain.device.cpu import CpuDevice
 from hpctrain.errors import HpctrainError, UsageError
 from hpctrain.mpi.topology import topology
@@ -232,67 +231,6 @@ def test_portions_of_a_column():
     assert cut.matrices == (Matrix(12, 8, 30),)
     assert cut.edges == ((0, 12), (252, 272))
     assert cut.small == ()
-
-
-TRAFFIC = {"dense": [100], "topk": [40], "oktopk": [30]}
-
-
-def measured(times):
-    """The choice after all trials, each method taking the same time on every step."""
-    choice = Choice(Settings("auto", warmup_steps=3), TRAFFIC)
-    seen = []
-    for step in range(3 + 3 * TRIALS):
-        assert choice.found() is None
-        seen.append(choice.begin(step))
-        if choice.timing:
-            choice.end([times[seen[-1]] + 5, times[seen[-1]]])
-    assert seen == ["dense"] * 3 + [name for name in TRAFFIC for _ in range(TRIALS)]
-    choice.settle([choice.found(), {name: 0.9 * time for name, time in times.items()}])
-    assert choice.settled and choice.begin(99) == choice.method
-    return choice
-
-
-@pytest.mark.parametrize("best", TRAFFIC)
-def test_auto_takes_what_was_quickest(best):
-    choice = measured({name: 1.0 if name == best else 2.0 for name in TRAFFIC})
-    assert choice.method == best
-    assert all(f"{name} " in choice.reason for name in TRAFFIC)
-
-
-def test_the_slowest_column_decides_for_all():
-    choice = measured({"dense": 1.0, "topk": 0.5, "oktopk": 0.7})
-    assert choice.method == "topk"
-    choice.settle([choice.found(), {"dense": 1.0, "topk": 0.9, "oktopk": 0.8}])
-    assert choice.method == "oktopk"
-
-
-def test_a_step_that_is_taken_back_is_tried_again():
-    choice = Choice(Settings("auto"), TRAFFIC)
-    for _ in range(2 * TRIALS):
-        choice.begin(0)
-        choice.end([1.0])
-        choice.undo()
-        assert choice.begin(0) == "dense"
-        assert choice.times == {"dense": []}
-
-
-def test_auto_stays_dense_where_little_is_won():
-    assert measured({"dense": 1.0, "topk": MARGIN + 0.01, "oktopk": 3.0}).method == "dense"
-
-
-def test_what_sends_more_is_not_used_and_not_tried():
-    more = {"dense": [100], "topk": [100], "oktopk": [30]}
-    choice = Choice(Settings("auto"), more)
-    for step in range(3 * TRIALS):
-        assert choice.begin(step) == ("oktopk" if step >= 2 * TRIALS else "dense")
-        choice.end([1.0 + step // TRIALS])
-    assert choice.found() == {"dense": 1.0, "oktopk": 3.0}
-    choice.settle([choice.found(), {"dense": 9.0}])
-    assert choice.reason == "no method sends less than a dense sum"
-    choice = Choice(Settings("topk", warmup_steps=1), {"dense": [100, 100], "topk": [150, 40]})
-    assert [choice.begin(step) for step in range(3)] == ["dense", "topk", "topk"]
-    assert "topk" not in choice.reason
-    assert "40 bytes" in choice.reason
 
 
 def test_the_density_falls_by_equal_factors():

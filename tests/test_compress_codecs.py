@@ -11,13 +11,16 @@ from kernel_checks import device_for
 from launching import ROOT
 from simulated import open_sim
 
+from hpctrain.compress.cast import Cast
 from hpctrain.compress.entries import Format
 from hpctrain.compress.header import HEADER_BYTES, Header
 from hpctrain.compress.interface import Extent, Payload, extent_of
 from hpctrain.compress.memory import Momentum, Nothing, Residual
 from hpctrain.compress.randomk import RandomK
+from hpctrain.compress.select import Selector
 from hpctrain.compress.topk import TopK, topk_bytes
-from hpctrain.errors import HpctrainError, UsageError
+from hpctrain.device.sim import SimDevice
+from hpctrain.errors import DeviceError, HpctrainError, UsageError
 from hpctrain.nn.layout import Layout
 
 VALUES = ("float32", "bfloat16", "float16")
@@ -220,6 +223,20 @@ def test_indices_at_the_edges_of_blocks(at):
     assert np.flatnonzero(said(codec, codec.compress(x, 0))).tolist() == [at]
 
 
+def test_indices_that_were_floats_are_seen(monkeypatch):
+    """The planted defect: indices of float32, as in published codes."""
+    select = Selector.select
+
+    def rounded(self, x, k):
+        values, indices = select(self, x, k)
+        return values, indices.astype(np.float32).astype(np.int64)
+
+    monkeypatch.setattr(Selector, "select", rounded)
+    test_indices_at_the_edges_of_blocks(131_071)
+    with pytest.raises(AssertionError):
+        test_indices_at_the_edges_of_blocks((1 << 24) + 1)
+
+
 @pytest.mark.parametrize(
     "change, says",
     [
@@ -355,6 +372,23 @@ def test_pairs_that_cannot_work_are_refused():
     with pytest.raises(UsageError, match="density 0"):
         topk(100, 0)
     Nothing(scaled), Nothing(codec, lossy=True)
+
+
+def test_a_device_without_a_type_of_values_refuses_it(monkeypatch):
+    """As CuPy before 14, which has no bfloat16."""
+    sim, extent = open_sim(), Extent(0, 100)
+    empty = SimDevice.empty
+
+    def without(self, shape, dtype):
+        if np.dtype(dtype).name == "bfloat16":
+            raise TypeError("Unsupported dtype bfloat16")
+        return empty(self, shape, dtype)
+
+    monkeypatch.setattr(SimDevice, "empty", without)
+    for make in (lambda: TopK(sim, extent, 0.1, "bfloat16"), lambda: Cast(sim, extent)):
+        with pytest.raises(DeviceError, match="install CuPy 14 or later, or use float16"):
+            make()
+    TopK(sim, extent, 0.1, "float16")
 
 
 # ---- 16: momentum

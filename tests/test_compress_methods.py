@@ -24,7 +24,9 @@ from hpctrain.compress.powersgd import Matrix, PowerSGD
 from hpctrain.compress.sign import Sign
 from hpctrain.compress.sparse import AllGather, OkTopk
 from hpctrain.compress.topk import TopK
+from hpctrain.compress.transport import Transport
 from hpctrain.device.cpu import CpuDevice
+from hpctrain.errors import UsageError
 
 SPARSE = {"topk": AllGather, "oktopk": OkTopk}
 DEVICE = CpuDevice()
@@ -41,11 +43,11 @@ def kernels():
 
 
 def make(name, comm, n, values="float32", **more):
-    """A method and the exchange it sends by."""
-    exchange = Exchange(comm)
+    """A method and the transport it sends by."""
+    exchange = Transport(DEVICE, comm)
     if name in SPARSE:
         codec = TopK(DEVICE, Extent(0, n, 77), 1.0, values)
-        return Sparse(codec, SPARSE[name](exchange, codec, **more)), exchange
+        return Sparse(DEVICE, codec, SPARSE[name](exchange, codec, **more)), exchange
     if name == "dense":
         return DenseSum(exchange, n), exchange
     if name == "powersgd":
@@ -226,10 +228,26 @@ def test_boundaries_of_very_long_vectors_do_not_overflow(comm):
     """P n is above 2^31, and above 2^63 / n in no case that there is."""
     n = 3_000_000_000
     codec = SimpleNamespace(extent=Extent(0, n), values="float32")
-    reducer = OkTopk(Exchange(comm), codec)
+    reducer = OkTopk(Transport(DEVICE, comm), codec)
     indices = np.arange(n - 4000, n, 4, dtype=np.int64)
     reducer._cut_regions(sparse.Entries(indices, np.ones(1000, np.float32)))
     assert reducer._bounds == [0, n - 3000, n - 2000, n - 1000, n]
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    "name, flag, says",
+    [
+        ("topk", "fixed_size", "topk is not fixed_size: an all-gather makes room"),
+        ("int8", "fixed_size", "int8 is not fixed_size: owners of chunks"),
+        ("powersgd", "linear", "powersgd is not linear: its payloads are added up"),
+    ],
+)
+def test_pairs_that_cannot_work_are_refused_when_made(comm, monkeypatch, name, flag, says):
+    for kind in (TopK, Int8, PowerSGD):
+        monkeypatch.setattr(kind, flag, False)
+    with pytest.raises(UsageError, match=says):
+        make(name, comm, 1000)
 
 
 # Planted defects: each is one that a published code has.
@@ -328,7 +346,7 @@ def test_a_matrix_of_low_rank_is_exact(comm):
     left = np.random.default_rng(9).standard_normal((30, 3))
     x = (left @ rng.standard_normal((3, 40))).astype(np.float32).reshape(-1)
     codec = PowerSGD(DEVICE, [Matrix(0, 30, 40)], 3)
-    method, out = PowerSgd(Exchange(comm), 1200, codec), np.empty(1200, np.float32)
+    method, out = PowerSgd(Transport(DEVICE, comm), 1200, codec), np.empty(1200, np.float32)
     brought = total_of(comm, x)
     method.run(x, out, 1.0)
     np.testing.assert_allclose(out, brought, atol=1e-4)

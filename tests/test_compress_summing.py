@@ -72,6 +72,28 @@ def test_what_is_not_finite_is_an_error_on_all_ranks_and_changes_nothing(comm):
     total.free()
 
 
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize("method", ["topk", "auto"])
+def test_a_full_sum_hands_out_all_that_was_kept(comm, method):
+    """And a step that was full is not one that `auto` has measured."""
+    settings = Settings(method, density=0.01, least_size=100, momentum=0.0)
+    total = GradientSum(comm, [(50, 40)], settings=settings, nodes=f"{comm.size}x1")
+    came, seen = np.zeros((50, 40)), np.zeros((50, 40))
+    for step in range(9):
+        total.tensors[0][:] = (comm.rank + step) * np.arange(2000).reshape(50, 40) % 97
+        came += np.sum(comm.allgather(total.tensors[0]), axis=0, dtype=float)
+        total.sum(full=step in (2, 8))
+        seen += total.tensors[0]
+        [column] = total.compression.columns
+        if step in (2, 8):
+            np.testing.assert_array_equal(seen, came)
+            assert column.used == "dense" and not column.memory.residual.any()
+        elif method == "topk":
+            assert column.used == "topk" and (seen != came).any()
+    assert sum(map(len, column.choice.times.values())) <= 7
+    total.free()
+
+
 @pytest.mark.ranks(1)
 def test_add_wants_one_tensor(comm):
     total = GradientSum(comm, SHAPES)

@@ -10,7 +10,7 @@ from ml_dtypes import bfloat16
 
 CASES = (
     *("topk_encode", "topk_counts", "topk_starts", "topk_add", "topk_mask"),
-    *("keep_residual", "keep_momentum"),
+    *("keep_residual", "keep_momentum", "pieces_take", "pieces_put"),
 )
 test_matches_reference = matches_reference(*CASES)
 test_same_on_all_levels = same_on_all_levels(*CASES)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from launching import running, session_pids
 from training import hpctrain, make_digits, records, run_file, steps
+
+from hpctrain.optim import SGD
+from hpctrain.train import compressing
 
 SECTION = (
     '[compress]\nmethod = "{}"\ndensity = 0.05\nmin_size = 256\n'
@@ -81,10 +85,27 @@ def test_auto_says_what_it_measured(tmp_path, data):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_on_other_nodes(tmp_path, data):
+def test_a_run_goes_on_on_a_gpu_and_back(tmp_path, data):
+    """Residuals and velocities are the device's; the losses are those of the CPU alone."""
+    memory = ("--set", "compress.memory=momentum")
+    whole = made(tmp_path / "whole", data, "topk")
+    train(whole, 2, "2x1", "--set", "run.device=cpu", *memory)
+    cut = made(tmp_path / "cut", data, "topk")
+    for device, stop in (("sim", 5), ("cpu", 9), ("sim", 12)):
+        sets = ("--set", f"run.device={device}", "--set", f"run.steps={stop}")
+        train(cut, 2, "2x1", "--resume", "auto", *sets, *memory)
+    found, expected = steps(tmp_path / "cut/run"), steps(tmp_path / "whole/run")
+    assert len(found) == 12
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [("cpu",) * 4, ("sim", "cpu", "sim", "cpu")])
+def test_a_killed_run_goes_on_on_other_nodes(tmp_path, data, devices):
     file = made(tmp_path / "run1", data, "topk")
     saved = tmp_path / "run1/run/checkpoints/step_00000004"
     command = ["-m", "hpctrain", "train", str(file), "--set", "run.dtype=float32"]
+    command += ["--set", f"run.device={devices[0]}"]
     with running(4, *command, env={"HPCTRAIN_TOPOLOGY": "2x2"}) as job:
         deadline = time.monotonic() + 100
         while not saved.exists():
@@ -93,12 +114,23 @@ def test_a_killed_run_goes_on_on_other_nodes(tmp_path, data):
         for pid in session_pids(job.pid)[-1:]:
             os.kill(pid, signal.SIGKILL)
         job.communicate(timeout=60)
-    for ranks, nodes, stop in ((3, "2+1", 9), (3, "3x1", 11), (2, "1x2", 12)):
-        said = train(file, ranks, nodes, "--resume", "auto", "--set", f"run.steps={stop}")
+    others = ((3, "2+1", 9), (3, "3x1", 11), (2, "1x2", 12))
+    for device, (ranks, nodes, stop) in zip(devices[1:], others, strict=True):
+        sets = ("--set", f"run.steps={stop}", "--set", f"run.device={device}")
+        said = train(file, ranks, nodes, "--resume", "auto", *sets)
         assert "resuming at step" in said
     losses = steps(tmp_path / "run1/run")
     assert len(losses) >= 12
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("nodes, method, momentum", [(2, 0.9, 0), (1, 0.9, 0.9), (2, 0, 0.9)])
+def test_momentum_is_applied_once(monkeypatch, nodes, method, momentum):
+    """Where memories between nodes gather it, the update rule has none."""
+    monkeypatch.setattr(compressing, "rule_of", lambda config: SGD(momentum=0.9))
+    compression = SimpleNamespace(settings=SimpleNamespace(momentum=method))
+    session = SimpleNamespace(config=None, topology=SimpleNamespace(node_count=nodes))
+    assert compressing.rule_beside(compression, session).momentum == momentum
 
 
 @pytest.mark.parametrize(
@@ -106,6 +138,8 @@ def test_a_killed_run_goes_on_on_other_nodes(tmp_path, data):
     [
         ("parallel.reduction=allreduce", "leaves all to MPI"),
         ("run.dtype=float64", "gradients of float64 are not compressed"),
+        ("run.dtype=bfloat16", "gradients of bfloat16 are not compressed"),
+        ("run.dtype=float16", "gradients of float16 are not compressed"),
         ("compress.method=topc", "topc"),
         ("compress.memory=momentum optimizer.momentum=0", "set optimizer.momentum above 0"),
         ("compress.memory=momentum compress.method=sign", "does not go with 'sign'"),

@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 NODES, RANKS = 4, 2
 BATCH, WARM_UP, EVALUATE_EVERY, EPOCHS = 512, 2, 10, 5
-TRIALS = 14  # steps in which auto decides
+TRIALS = 20  # steps in which auto decides, and a few more
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"method": "off"},
     "bf16": {"method": "bf16"},

@@ -153,6 +153,28 @@ def _momentum(m: Maker) -> Launch:
     return Launch(_size(m), [*arrays, 0.9, m.n], m.n, updated=("u",))
 
 
+def _pieces(m: Maker) -> tuple[Array, Array, int, int]:
+    """Begins, starts, how many, and elements in all of them: half of n, in pieces of 1024."""
+    count = max(m.n // 2048, 1)
+    places = np.arange(count + 1, dtype=np.int64)
+    begins, starts = m.device.from_host(2048 * places[:-1]), m.device.from_host(1024 * places)
+    return begins, starts, count, 1024 * count
+
+
+def _take(m: Maker) -> Launch:
+    begins, starts, count, size = _pieces(m)
+    x = m.real(max(m.n, 2048))
+    args = [x, begins, starts, m.empty(size), count]
+    return Launch(f"{count} x 1024", args, count, ("x",), {"x": 4 * size})
+
+
+def _put(m: Maker) -> Launch:
+    begins, starts, count, size = _pieces(m)
+    x = m.real(max(m.n, 2048))
+    args = [m.real(size), begins, starts, x, count]
+    return Launch(f"{count} x 1024", args, count, part={"x": 4 * size})
+
+
 def _blocks(m: Maker, size: int) -> int:
     return -(-m.n // size)
 
@@ -215,6 +237,8 @@ def compress_launches() -> dict[str, Callable[[Maker], Launch]]:
         "topk_mask": _mask,
         "keep_residual": _residual,
         "keep_momentum": _momentum,
+        "pieces_take": _take,
+        "pieces_put": _put,
         "cast_encode": _cast,
         "cast_add": _cast_add,
         "int8_encode": _int8_encode,

@@ -9,6 +9,9 @@ the same sums of the column, and updates its own copy: no parameters cross.
     small tensors are taken out of x       and summed as they are, in one message
     sums <- what the method applies        the rest is kept by the memory
 
+All of it is done on the device that holds the gradients; see `transport` for what crosses to the
+host. `Settings.method` "oktopk" adds up its selected entries on the host.
+
 The books: over all nodes, sums + residuals afterwards = gradients + residuals before. `undo` goes
 back to the memory before, for a step that is not applied.
 
@@ -23,22 +26,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpctrain.collectives.between import Column
-from hpctrain.collectives.opaque import Exchange
+from hpctrain.collectives.carry import settle
+from hpctrain.collectives.network import COMMON, Network
 from hpctrain.compress.cast import Cast
+from hpctrain.compress.finite import square_sums
 from hpctrain.compress.int8 import Int8
 from hpctrain.compress.interface import Codec, Extent, extent_of
 from hpctrain.compress.memory import Kept, Momentum, Residual
-from hpctrain.compress.methods import DenseSum, Method, PowerSgd, Sent, Sparse, TwoShot
-from hpctrain.compress.portions import clear, portions, put, taken
+from hpctrain.compress.methods import DenseSum, Method, PowerSgd, Sent, Sparse, TwoShot, fill
+from hpctrain.compress.portions import Pieces, portions
 from hpctrain.compress.powersgd import PowerSGD
+from hpctrain.compress.prior import predicted
 from hpctrain.compress.settings import SPARSE, Choice, Settings
 from hpctrain.compress.sign import Sign
 from hpctrain.compress.sparse import AllGather, OkTopk
 from hpctrain.compress.topk import TopK
-from hpctrain.device import open_device
+from hpctrain.compress.transport import transport_for
 from hpctrain.errors import UsageError
 from hpctrain.nn.layout import Layout
 
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompressedColumn", "Compression"]
 
-Values = NDArray[np.float32]
+Array = Any  # of the device: float32, shape (n,)
 
 
 class Compression:
@@ -60,8 +65,8 @@ class Compression:
 
     whole = True
 
-    def __init__(self, settings: Settings, layout: Layout) -> None:
-        """`layout`: of the gradients.
+    def __init__(self, settings: Settings, layout: Layout, network: Network = COMMON) -> None:
+        """`layout`: of the gradients. `network`: by which "auto" begins.
 
         Raises:
             UsageError: gradients that are not float32.
@@ -71,12 +76,12 @@ class Compression:
                 f"gradients of {layout.dtype} are not compressed, only float32 ones: use "
                 'run.dtype = "float32", or compress.method = "off"'
             )
-        self.settings, self._layout = settings, layout
+        self.settings, self._layout, self._network = settings, layout, network
         self.columns: list[CompressedColumn] = []
         self._settled = False
 
     def __call__(self, column: Column) -> CompressedColumn:
-        made = CompressedColumn(column, self.settings, self._layout)
+        made = CompressedColumn(column, self.settings, self._layout, self._network)
         self.columns.append(made)
         return made
 
@@ -90,6 +95,14 @@ class Compression:
         """Nodes that sums are made over; 1 on a rank that has no column."""
         return max((column.nodes for column in self.columns), default=1)
 
+    def flush(self) -> None:
+        """Send the next step's sums in full, and with them all residuals, which are 0 afterwards.
+
+        Not collective; all ranks call it before the same step.
+        """
+        for column in self.columns:
+            column.full = True
+
     def undo(self) -> None:
         """The last step was not applied: take all residuals back to what they were before it."""
         for column in self.columns:
@@ -102,12 +115,13 @@ class Compression:
         """
         if self.settings.method != "auto" or self._settled:
             return
-        rows = [row for row in comm.allgather([c.choice.found() for c in self.columns]) if row]
-        if any(found is None for row in rows for found in row):
-            return
+        mine = [(c.choice.settled, c.choice.found()) for c in self.columns]
+        rows = [row for row in comm.allgather(mine) if row]
+        self._settled = all(settled for row in rows for settled, _ in row)
         for bucket, column in enumerate(self.columns):
-            column.choice.settle([row[bucket] for row in rows])
-        self._settled = True
+            found = [row[bucket][1] for row in rows if row[bucket][1] is not None]
+            if not column.choice.settled and len(found) == len(rows):
+                column.choice.settle(found)
 
 
 class CompressedColumn:
@@ -116,100 +130,116 @@ class CompressedColumn:
     Attributes:
         span: (start, stop) of the column in the flat arrays.
         nodes, node: how many there are, and which of them this one is.
-        memory: of the host: what was not applied yet, float32, shape (stop - start,).
+        memory: of the device: what was not applied yet, float32, shape (stop - start,).
         sent: bytes that this rank sent in the last step. density: of its selection. used: its
             method.
-        choice: the method, and why.
+        choice: the method, and why. full: whether the next step is a dense sum whatever it says.
     """
 
-    def __init__(self, column: Column, settings: Settings, layout: Layout) -> None:
-        """Not collective; all ranks of the column give equal settings and layouts."""
+    def __init__(
+        self, column: Column, settings: Settings, layout: Layout, network: Network = COMMON
+    ) -> None:
+        """Not collective; all ranks of the column give equal arguments."""
         self.span, self.settings = column.span, settings
         self._column, self._device = column, column.device
-        self._host = column.device if column.device.name == "cpu" else open_device("cpu")
-        self._exchange = Exchange(column.comm, idle=column.idle)
-        self.nodes, self.node = self._exchange.size, self._exchange.rank
+        self._transport = transport_for(column.device, column.comm, column.gpu_mpi, column.idle)
+        self.nodes, self.node = self._transport.size, self._transport.rank
         n = column.span[1] - column.span[0]
         self._portions = portions(layout, *column.span, settings.least_size)
-        self._small = self._portions.small
+        small, gaps = self._portions.small, self._portions.gaps
         if settings.method == "powersgd":
-            self._small = tuple(sorted(self._small + self._portions.edges))
+            small = (*small, *self._portions.edges)
+        self._small, self._gaps = Pieces(column.device, small), Pieces(column.device, gaps)
+        self._apart = Pieces(column.device, (*small, *gaps))
         extent = extent_of(layout, *column.span)
-        self._topk = TopK(self._host, extent, settings.density, settings.values)
+        self._topk = TopK(column.device, extent, settings.density, settings.values)
         self.memory = self._remembering(n)
         self._methods = {name: self._make(name, extent) for name in settings.names}
-        self._dense = DenseSum(self._exchange, n)
+        self._dense = DenseSum(self._transport, n)
         steps = range(settings.warmup_steps + 1)
         densities = [settings.density_at(step) for step in steps]
         self.choice = Choice(
             settings,
             {name: [m.traffic(d) for d in densities] for name, m in self._methods.items()},
+            self._predicted(network) if settings.method == "auto" else None,
         )
-        self.steps, self._changed = 0, False
+        self.steps, self._changed, self.full = 0, False, False
+        self._timed = False  # whether the last step counted for the choice
         self.sent, self.density, self.used = 0, 1.0, "dense"
+
+    def _predicted(self, network: Network) -> dict[str, float]:
+        """Seconds of a step by each method, of a model; columns of a node share its NICs."""
+        first, last = self._column.bucket
+        n = self.span[1] - self.span[0]
+        columns = round((last - first) / n) if n else 1
+        traffic = {name: m.traffic(self.settings.density) for name, m in self._methods.items()}
+        return predicted(network, self.nodes, n, columns, traffic)
 
     def _remembering(self, n: int) -> Kept:
         settings = self.settings
         if settings.momentum:
-            return Momentum(self._host, self._topk, settings.momentum)
+            return Momentum(self._device, self._topk, settings.momentum)
         if any(name in SPARSE for name in settings.names):
-            return Residual(self._host, self._topk)
-        return Kept(self._host, n)
+            return Residual(self._device, self._topk)
+        return Kept(self._device, n)
 
     def _make(self, name: str, extent: Extent) -> Method:
-        exchange, settings, topk = self._exchange, self.settings, self._topk
+        transport, settings, topk = self._transport, self.settings, self._topk
         if name == "dense":
-            return DenseSum(exchange, extent.n)
+            return DenseSum(transport, extent.n)
         if name == "powersgd":
             matrices = self._portions.matrices
-            return PowerSgd(exchange, extent.n, PowerSGD(self._host, matrices, settings.rank))
+            return PowerSgd(transport, extent.n, PowerSGD(self._device, matrices, settings.rank))
         if name in SPARSE:
             reducer = AllGather if name == "topk" else OkTopk
-            return Sparse(topk, reducer(exchange, topk))
+            return Sparse(self._device, topk, reducer(transport, topk))
         codecs: dict[str, Callable[[Extent], Codec]] = {
-            "int8": partial(Int8, self._host),
-            "sign": partial(Sign, self._host),
-            "bf16": partial(Cast, self._host),
+            "int8": partial(Int8, self._device),
+            "sign": partial(Sign, self._device),
+            "bf16": partial(Cast, self._device),
         }
-        return TwoShot(exchange, extent, codecs[name])
+        return TwoShot(transport, extent, codecs[name])
 
     def reduce(self) -> None:
         """See `Between`."""
         start, stop = self.span
-        column, before = self._column, self._exchange.sent
-        gradient, out = self._device.to_host(column.gradients[start:stop]), self._target()
+        column, before = self._column, self._transport.sent
+        gradient = column.gradients[start:stop]
         self._changed = self._finite(gradient)
+        full, self.full = self.full, False
         if self._changed:
-            self._sum(self.memory.compensate(gradient), out)
+            self._sum(self.memory.compensate(gradient), column.sums, full)
         else:
-            out[:] = np.nan
-        self.sent = self._exchange.sent - before
-        if out is not column.sums:
-            self._device.copy(column.sums, self._device.from_host(out))
+            fill(self._device, column.sums, np.nan)
+        self.sent = self._transport.sent - before
 
-    def _sum(self, x: Values, out: Values) -> None:
+    def _sum(self, x: Array, out: Array, full: bool) -> None:
         begun = time.perf_counter()
-        method = self._methods[self.choice.begin(self.steps)]
+        name = self.choice.begin(self.steps)
+        self._timed = self.choice.timing and not full
+        method = self._methods["dense" if full else name]
         self.used = method.name
         self.density = self.settings.density_at(self.steps) if method.name in SPARSE else 1.0
-        small = taken(x, self._small) if method.name != "dense" else x[:0]
+        apart = self._small.size > 0 and method.name != "dense"
+        small = self._small.take(x) if apart else None
         sent = method.run(x, out, self.density)
-        if small.size:
-            total = np.empty_like(small)
+        if small is not None:
+            total = self._device.empty(self._small.size, np.float32)
             self._dense.run(small, total, 1.0)
-            put(out, self._small, total)
-        clear(out, self._portions.gaps)  # to which the sign of 0 adds something
+            self._small.put(out, total)
+        self._gaps.clear(out)  # to which the sign of 0 adds something
         self._keep(x, sent)
-        if self.choice.timing:
+        if self._timed:
+            settle(self._device, self._column.idle)
             self.choice.end(self._all(time.perf_counter() - begun))
         self.steps += 1
 
-    def _keep(self, x: Values, sent: Sent | None) -> None:
+    def _keep(self, x: Array, sent: Sent | None) -> None:
         """Small tensors have nothing left; of the others, what was not sent."""
         if isinstance(self.memory, Residual) and sent is not None:
             self.memory.update(*sent)
         else:
-            clear(x, self._small + self._portions.gaps)
+            self._apart.clear(x)
             self.memory.keep()
 
     def gather(self) -> None:
@@ -219,33 +249,27 @@ class CompressedColumn:
         """Go back to what was before the last `reduce`."""
         if self._changed:
             self.memory.undo()
-            self.choice.undo()
+            if self._timed:
+                self.choice.undo()
             self.steps -= 1
             self._changed = False
 
-    def _target(self) -> Values:
-        """Where sums are made: in their place, if that is memory of the host."""
-        if self._device.name == "cpu":
-            target: Values = self._column.sums
-            return target
-        return np.empty(self.span[1] - self.span[0], np.float32)
-
-    def _finite(self, x: Values) -> bool:
-        """Whether every rank's numbers are; the same on all."""
-        mine = float(np.dot(x, x))
-        return bool(np.isfinite(self._all(mine)).all())
+    def _finite(self, x: Array) -> bool:
+        """Whether every rank's numbers, and sums of their squares, are; the same on all."""
+        squares = self._transport.fetch(square_sums(self._device, x)).view(np.float32)
+        return bool(np.isfinite(self._all(float(squares.sum(dtype=np.float64)))).all())
 
     def _all(self, number: float) -> list[float]:
         """Every rank's number, by rank."""
         row = np.array([number]).view(np.uint8)
-        rows = self._exchange.all_gather(row, [8] * self._exchange.size)
+        rows = self._transport.host.all_gather(row, [8] * self.nodes)
         return [float(r.view(np.float64)[0]) for r in rows]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the residual: the same on all ranks of the column."""
         return {
             "span": list(self.span),
-            "nodes": self._exchange.size,
+            "nodes": self.nodes,
             "steps": self.steps,
             "choice": self.choice.state(),
             "methods": {name: method.state() for name, method in self._methods.items()},
@@ -254,7 +278,7 @@ class CompressedColumn:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of a column with the same span and nodes; else from the step."""
         self.steps = int(state["steps"])
-        if list(self.span) != list(state["span"]) or self._exchange.size != state["nodes"]:
+        if list(self.span) != list(state["span"]) or self.nodes != state["nodes"]:
             return
         self.choice.restore(state["choice"])
         for name, method in self._methods.items():

@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hpctrain.compress.fixed import FixedCodec
-from hpctrain.compress.interface import Extent
-from hpctrain.device.dtypes import dtype_named
+from hpctrain.compress.interface import Extent, values_of
 from hpctrain.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Cast(FixedCodec):
         if values not in NAMES:
             raise UsageError(f"no cast to {values!r}{nearest(values, NAMES)}: bfloat16 or float16")
         self.name, self.values = NAMES[values], values
-        self._dtype = dtype_named(values)
+        self._dtype = values_of(device, values)
         super().__init__(device, extent)
 
     @property

@@ -76,9 +76,9 @@ class FixedCodec:
         self.encode(x, *self._parts(self._data))
         return pack(self._device, self.header(step), self._data)
 
-    def received(self, data: Array, step: int) -> Payload:
+    def received(self, data: Array, step: int, head: bytes | None = None) -> Payload:
         """See `Codec`."""
-        return unpack(self._device, data, self.header(step))
+        return unpack(self._device, data, self.header(step), head)
 
     def add_into(self, payload: Payload, total: Array, factor: float = 1.0) -> None:
         """See `Codec`."""

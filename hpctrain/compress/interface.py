@@ -21,13 +21,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hpctrain.compress.header import HEADER_BYTES, Header
-from hpctrain.errors import HpctrainError
+from hpctrain.device.dtypes import dtype_named
+from hpctrain.errors import DeviceError, HpctrainError, UsageError
 
 if TYPE_CHECKING:
     from hpctrain.device import Device
     from hpctrain.nn.layout import Layout
 
-__all__ = ["Codec", "Extent", "Memory", "Payload", "SparseCodec", "extent_of", "pack", "unpack"]
+__all__ = [
+    "Codec",
+    "Extent",
+    "Memory",
+    "Payload",
+    "SparseCodec",
+    "extent_of",
+    "pack",
+    "require",
+    "unpack",
+    "values_of",
+]
 
 Array = Any  # of the device
 
@@ -93,10 +105,11 @@ class Codec(Protocol):
     def compress(self, x: Array, step: int) -> Payload:
         """The payload of x, shape (n,), only read. It is the codec's memory until the next call."""
 
-    def received(self, data: Array, step: int) -> Payload:
+    def received(self, data: Array, step: int, head: bytes | None = None) -> Payload:
         """Another rank's bytes as a payload, of which only the header was checked.
 
-        Waits for the device. Raises `HpctrainError` where the codec would have made another one.
+        `head`: the first 64 of them, where they are on the host; else this waits for the device.
+        Raises `HpctrainError` where the codec would have made another one.
         """
 
     def add_into(self, payload: Payload, total: Array, factor: float = 1.0) -> None:
@@ -137,6 +150,33 @@ class Memory(Protocol):
         """Go on from what `arrays` of a memory of the same range gave."""
 
 
+def require(codec: Any, flag: str, why: str) -> None:
+    """Refuse a codec without a flag that what is made of it needs.
+
+    Raises:
+        UsageError: naming the codec, the flag, and why.
+    """
+    if not getattr(codec, flag):
+        raise UsageError(f"{codec.name} is not {flag}: {why}")
+
+
+def values_of(device: Device, name: str) -> np.dtype[Any]:
+    """The type of values under way called `name`, if the device has arrays of it.
+
+    Raises:
+        DeviceError: it has none: bfloat16 came with CuPy 14.
+    """
+    dtype = dtype_named(name)
+    try:
+        device.empty(0, dtype)
+    except (TypeError, ValueError) as error:
+        raise DeviceError(
+            f"values cannot travel as {name} from device {device.name!r}, which has no arrays of "
+            f"it ({error}): install CuPy 14 or later, or use float16 or float32"
+        ) from None
+    return dtype
+
+
 def pack(device: Device, header: Header, data: Array) -> Payload:
     """A payload in `data`, the rest of which is written already or will be."""
     head = np.frombuffer(header.encode(), np.uint8)
@@ -144,13 +184,15 @@ def pack(device: Device, header: Header, data: Array) -> Payload:
     return Payload(header, data)
 
 
-def unpack(device: Device, data: Array, expected: Header) -> Payload:
-    """Bytes that came as a payload, if it is the one expected."""
+def unpack(device: Device, data: Array, expected: Header, head: bytes | None = None) -> Payload:
+    """Bytes that came as a payload, if it is the one expected; `head`: see `Codec.received`."""
     if data.dtype != np.uint8 or data.shape != (expected.nbytes,):
         raise HpctrainError(
             f"{data.shape} of {data.dtype} came where a payload of {expected.nbytes} bytes was "
             "expected: all ranks must have the same run file, layout and density"
         )
-    header = Header.decode(device.to_host(data[:HEADER_BYTES]).tobytes())
+    if head is None:
+        head = device.to_host(data[:HEADER_BYTES]).tobytes()
+    header = Header.decode(head)
     header.require(expected)
     return Payload(header, data)

@@ -9,16 +9,22 @@ Layer: compress. Is given a layout; knows nothing of ranks and methods.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpctrain.compress.powersgd import Matrix
 from hpctrain.nn.layout import Layout
 
-__all__ = ["Portions", "clear", "portions", "put", "taken"]
+if TYPE_CHECKING:
+    from hpctrain.device import Device
+
+__all__ = ["Pieces", "Portions", "portions"]
+
+Array = Any  # of the device: float32, shape (n,)
+PIECE = 1024  # elements that a warp of a GPU moves
 
 
 @dataclass(frozen=True)
@@ -67,22 +73,42 @@ def portions(layout: Layout, start: int, stop: int, least: int) -> Portions:
     return Portions(tuple(small), tuple(matrices), tuple(edges), tuple(gaps))
 
 
-def taken(x: NDArray[Any], spans: tuple[tuple[int, int], ...]) -> NDArray[Any]:
-    """A copy of the spans of `x`, one after the other; there, zeros are left."""
-    found = [x[start:stop].copy() for start, stop in spans]
-    clear(x, spans)
-    return np.concatenate(found) if found else x[:0].copy()
+class Pieces:
+    """Spans of flat arrays of n elements that a device takes out, puts back or clears at once.
 
+    Attributes:
+        size: elements in all spans.
+    """
 
-def clear(x: NDArray[Any], spans: tuple[tuple[int, int], ...]) -> None:
-    """Set the spans of `x` to 0."""
-    for start, stop in spans:
-        x[start:stop] = 0
+    def __init__(self, device: Device, spans: Sequence[tuple[int, int]]) -> None:
+        """`spans`: (start, stop), without overlap."""
+        self._device = device
+        pieces = [
+            (at, min(at + PIECE, stop)) for start, stop in spans for at in range(start, stop, PIECE)
+        ]
+        self._count = len(pieces)
+        starts = np.cumsum([0, *(stop - start for start, stop in pieces)], dtype=np.int64)
+        self.size = int(starts[-1])
+        self._begins = device.from_host(np.array([start for start, _ in pieces], np.int64))
+        self._starts = device.from_host(starts)
 
+    def take(self, x: Array) -> Array:
+        """A copy of the spans of `x`, one after the other; there, zeros are left."""
+        taken = self._device.empty(self.size, np.float32)
+        self._device.launch(
+            "pieces_take", x, self._begins, self._starts, taken, self._count, work=self._count
+        )
+        return taken
 
-def put(x: NDArray[Any], spans: tuple[tuple[int, int], ...], values: NDArray[Any]) -> None:
-    """Write back what `taken` gave."""
-    at = 0
-    for start, stop in spans:
-        x[start:stop] = values[at : at + stop - start]
-        at += stop - start
+    def put(self, x: Array, values: Array) -> None:
+        """Write back what `take` gave."""
+        self._put(x, values)
+
+    def clear(self, x: Array) -> None:
+        """Set the spans of `x` to 0."""
+        self._put(x, None)
+
+    def _put(self, x: Array, values: Array | None) -> None:
+        self._device.launch(
+            "pieces_put", values, self._begins, self._starts, x, self._count, work=self._count
+        )

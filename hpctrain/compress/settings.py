@@ -1,15 +1,18 @@
 """What is to be compressed and how, as a run says it; and who decides at which step.
 
-`Choice` is what `auto` is made of: it begins dense; after the warm-up every method that can win by
-its bytes is used for a few steps, and timed; then the quickest stays. All ranks decide alike, for
-all columns of a bucket, as they compare the same numbers: of each step the least time of a column's
-ranks, which is that of the rank that waited for nobody, and of these the slowest column's.
+`Choice` is what `auto` is made of: it begins dense; after the warm-up the methods that can win, by
+their bytes and by a model of the network, take turns for a few steps, and are timed; then the
+quickest stays, by the median of its steps, so that one disturbed step decides nothing. All ranks
+decide alike, for all columns of a bucket, as they compare the same numbers: of each step the least
+time of a column's ranks, which is that of the rank that waited for nobody, and of these the slowest
+column's.
 
 Layer: compress. Knows nothing of arrays and messages.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +25,10 @@ __all__ = ["METHODS", "SPARSE", "Choice", "Settings"]
 
 METHODS = ("off", "auto", "topk", "oktopk", "powersgd", "int8", "sign", "bf16")
 SPARSE = ("topk", "oktopk")
-TRIALS = 4  # steps in which a method is tried; the first one is not counted
+ROUNDS = 4  # steps in which a method is tried, in turn with the others; the first is not counted
+CLOSE = 1.1  # times the best one's time: those are tried again,
+MORE = 2  # so many times
+HOPELESS = 10  # times a dense sum's time, predicted: not tried. A model may be wrong by as much
 MARGIN = 0.95  # of the time of a dense sum: what does not win by so much is not worth an error
 
 
@@ -97,16 +103,42 @@ class Choice:
         times: seconds of each step on trial, by the method whose turn it was.
     """
 
-    def __init__(self, settings: Settings, traffic: Mapping[str, Sequence[int]]) -> None:
-        """`traffic`: bytes received per step, by method, during warm-up steps and afterwards."""
+    def __init__(
+        self,
+        settings: Settings,
+        traffic: Mapping[str, Sequence[int]],
+        predicted: Mapping[str, float] | None = None,
+    ) -> None:
+        """Not collective; columns of a bucket may differ in what they would try.
+
+        Args:
+            traffic: bytes received per step, by method, during warm-up steps and afterwards.
+            predicted: seconds of a step, by method, of a model; for "auto".
+        """
         self._settings, self._traffic = settings, traffic
         self.method, self.reason, self.settled, self.told = "dense", "", False, False
         self.times: dict[str, list[float]] = {}
         self._turn = ""
-        self._tried = [
-            name for name in settings.names
-            if name == "dense" or traffic[name][-1] < traffic["dense"][-1]
-        ]  # fmt: skip
+        self._predicted = dict(predicted or {})
+        self._rounds = ROUNDS
+        self._tried, self._left_out = self._candidates()
+
+    def _candidates(self) -> tuple[list[str], list[str]]:
+        """The methods to try, the one predicted to be quickest first; and why others are not."""
+        tried, left_out = [], []
+        most = HOPELESS * self._predicted.get("dense", math.inf)
+        for name in self._settings.names:
+            seconds = self._predicted.get(name, 0.0)
+            if name != "dense" and self._traffic[name][-1] >= self._traffic["dense"][-1]:
+                left_out.append(f"{name} sends no less than a dense sum")
+            elif name != "dense" and seconds > most:
+                left_out.append(
+                    f"{name} predicted to take {1e3 * seconds:.3g} ms, over {HOPELESS} times a "
+                    "dense sum's"
+                )
+            else:
+                tried.append(name)
+        return sorted(tried, key=lambda name: self._predicted.get(name, 0.0)), left_out
 
     def begin(self, step: int) -> str:
         """The method of a step, the number of steps before being `step`."""
@@ -117,12 +149,21 @@ class Choice:
             pass
         elif step < settings.warmup_steps:
             self.method, self.reason = "dense", "warm-up"
+        elif self._finished:
+            self.method, self.reason = "dense", "measured"
         else:
-            turn = sum(len(times) for times in self.times.values()) // TRIALS
-            self._turn = settings.names[turn] if turn < len(settings.names) else ""
-            self.method = self._turn if self._turn in self._tried else "dense"
-            self.reason = "on trial" if self._turn else "measured"
+            self._turn = min(self._tried, key=self._count)
+            self.method, self.reason = self._turn, "on trial"
         return self.method
+
+    def _count(self, name: str) -> int:
+        return len(self.times.get(name, ()))
+
+    @property
+    def _finished(self) -> bool:
+        """Whether nothing is left to try."""
+        alone = len(self._tried) == 1
+        return alone or all(self._count(name) >= self._rounds for name in self._tried)
 
     def _follow(self, step: int) -> None:
         """The method that was asked for, where it sends less than a dense sum."""
@@ -153,23 +194,40 @@ class Choice:
             self.times[self._turn].pop()
 
     def found(self) -> dict[str, float] | None:
-        """Median seconds of each method that may win here; None while not all were on trial."""
-        last = self.times.get(self._settings.names[-1], [])
-        if len(last) < TRIALS:
+        """Median seconds of each method that was tried here; None while trials go on.
+
+        Where nothing but a dense sum can win it was not timed: 0.
+        """
+        if not self._finished:
             return None
-        return {name: statistics.median(self.times[name][1:]) for name in self._tried}
+        medians = {name: statistics.median(times[1:]) for name, times in self.times.items()}
+        return medians or dict.fromkeys(self._tried, 0.0)
 
     def settle(self, found: Sequence[Mapping[str, float]]) -> None:
-        """Decide by what all columns of the bucket have found."""
+        """Decide by what all columns of the bucket have found, or try the closest ones again."""
         common = [name for name in self._settings.names if all(name in one for one in found)]
         slowest = {name: max(one[name] for one in found) for name in common}
         best = min(common, key=lambda name: slowest[name])
+        close = [name for name in common if slowest[name] <= CLOSE * slowest[best]]
+        if len(close) > 1 and self._rounds == ROUNDS:
+            self._tried = [name for name in self._tried if name in close] or ["dense"]
+            self._rounds = ROUNDS + MORE
+            return
         if slowest[best] > MARGIN * slowest["dense"]:
             best = "dense"
-        shown = ", ".join(f"{name} {1e3 * t:.1f} ms" for name, t in slowest.items())
-        self.method, self.reason, self.settled = best, f"measured: {shown}", True
+        self.method, self.settled = best, True
+        self.reason = "measured: " + ", ".join(map(self._shown, slowest.items()))
         if len(common) == 1:
-            self.reason = "no method sends less than a dense sum"
+            self.reason = "nothing else can win" if self._left_out else "nothing else was measured"
+        if self._left_out:
+            self.reason += f"; not tried: {', '.join(self._left_out)}"
+
+    def _shown(self, measured: tuple[str, float]) -> str:
+        name, seconds = measured
+        told = f"{name} {1e3 * seconds:.3g} ms"
+        if name in self._predicted:
+            told += f" (predicted {1e3 * self._predicted[name]:.3g})"
+        return told
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -180,6 +238,8 @@ class Choice:
             "reason": self.reason,
             "settled": self.settled,
             "times": self.times,
+            "tried": self._tried,
+            "rounds": self._rounds,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -188,3 +248,5 @@ class Choice:
             self.method, self.reason = state["method"], state["reason"]
             self.settled = state["settled"]
             self.times = {name: list(times) for name, times in state["times"].items()}
+            self._tried = list(state.get("tried", self._tried))
+            self._rounds = int(state.get("rounds", self._rounds))

@@ -15,7 +15,8 @@ every `every` steps it is found exactly, from counts of the leading bits of all 
 follow where entries are: all ranks' quantiles, averaged. A rank whose region holds more than twice
 its share passes on the largest, in place of moving the surplus to others before the exchange.
 
-Order of additions: by rank, for every element.
+Order of additions: by rank, for every element. All-gather adds up on the device. Ok-Topk copies
+its k selected entries to the host, adds up there, and copies the sums back: no more crosses.
 
 Layer: compress. Is given payloads of `topk`; knows nothing of gradients.
 
@@ -33,13 +34,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpctrain.collectives.opaque import Exchange
 from hpctrain.compress.entries import Entries, Format, concatenated, find
-from hpctrain.compress.interface import Payload
-from hpctrain.compress.topk import TopK
+from hpctrain.compress.interface import Payload, require
+from hpctrain.compress.topk import TopK, TopKReader
+from hpctrain.compress.transport import Transport
 
 __all__ = ["AllGather", "OkTopk"]
 
+Array = Any  # of the device
 PASSES = ((20, 11), (10, 10), (0, 10))  # (shift, bits) of the 31 bits of an absolute value
 
 
@@ -48,21 +50,23 @@ class AllGather:
 
     name = "topk"
 
-    def __init__(self, exchange: Exchange, codec: TopK) -> None:
-        """`codec`: makes the payloads; the same on all ranks."""
-        self._exchange, self._codec = exchange, codec
+    def __init__(self, transport: Transport, codec: TopK) -> None:
+        """`codec`: makes the payloads; the same on all ranks. `UsageError`: of no fixed size."""
+        require(codec, "fixed_size", "an all-gather makes room for everyone's payload beforehand")
+        self._transport, self._codec = transport, codec
         self._format = Format(codec.extent, codec.values)
 
     def traffic(self, k: int) -> int:
         """Bytes that a rank sends, and receives."""
-        return (self._exchange.size - 1) * self._format.nbytes(self._codec.extent.n, k)
+        return (self._transport.size - 1) * self._format.nbytes(self._codec.extent.n, k)
 
-    def combine(self, sent: Payload, out: NDArray[np.float32]) -> Payload | None:
+    def combine(self, sent: Payload, out: Array) -> Payload | None:
         """Add what all ranks sent to `out`; what was rejected of this rank's own. Collective."""
-        codec, step = self._codec, sent.header.step
-        payloads = self._exchange.all_gather(sent.data, [sent.nbytes] * self._exchange.size)
-        for data in payloads:
-            codec.add_into(codec.received(data, step), out)
+        transport, codec, step = self._transport, self._codec, sent.header.step
+        arrived = transport.all_gather(sent.data, [sent.nbytes] * transport.size)
+        for rank, data in enumerate(arrived):
+            mine = rank == transport.rank
+            codec.add_into(sent if mine else codec.received(data, step, transport.head(rank)), out)
         return None
 
     def state(self) -> dict[str, Any]:
@@ -79,19 +83,20 @@ class OkTopk:
     name = "oktopk"
 
     def __init__(
-        self, exchange: Exchange, codec: TopK, every: int = 32, regions_every: int = 64
+        self, transport: Transport, codec: TopK, every: int = 32, regions_every: int = 64
     ) -> None:
         """`codec`: makes the payloads that are brought; the same on all ranks.
 
         `every`, `regions_every`: steps between exact thresholds, and between new regions.
         """
-        self._exchange, self._n = exchange, codec.extent.n
+        self._transport, self._exchange, self._n = transport, transport.host, codec.extent.n
+        self._reader = TopKReader(transport.device, codec.extent, "float32")
         self._entries = Format(codec.extent, codec.values)
         self._totals = Format(codec.extent, "float32")
         self._every, self._regions_every = every, regions_every
         self._steps = 0
         self._threshold = np.float32(0)
-        self._bounds = [self._n * j // exchange.size for j in range(exchange.size + 1)]
+        self._bounds = [self._n * j // transport.size for j in range(transport.size + 1)]
         self._sums = np.zeros(0, np.float32)
 
     def traffic(self, k: int) -> int:
@@ -100,10 +105,10 @@ class OkTopk:
         share, region = -(-k // size), -(-self._n // size)
         return (size - 1) * sum(f.nbytes(region, share) for f in (self._entries, self._totals))
 
-    def combine(self, sent: Payload, out: NDArray[np.float32]) -> Payload | None:
+    def combine(self, sent: Payload, out: Array) -> Payload | None:
         """Add the accepted sums to `out`; what was rejected of this rank's own. Collective."""
         n, k, step = self._n, sent.header.k, sent.header.step
-        chosen = self._entries.unpack(sent.data, 0, n, step)
+        chosen = self._entries.unpack(self._transport.fetch(sent.data), 0, n, step)
         if self._steps % self._regions_every == 0:
             self._cut_regions(chosen)
         indices, sums = self._reduce(chosen, k, step)
@@ -112,9 +117,13 @@ class OkTopk:
         accepted = self._gather(self._passed(indices, sums, k), k, step)
         self._adapt(accepted.size, k)
         self._steps += 1
-        out[accepted.indices] += accepted.values
+        self._reader.add_into(self._placed(self._totals.pack(accepted, 0, n, step)), out)
         rejected = chosen.where(~find(chosen.indices, accepted.indices))
-        return self._entries.pack(rejected, 0, n, step)
+        return self._placed(self._entries.pack(rejected, 0, n, step))
+
+    def _placed(self, payload: Payload) -> Payload:
+        """The same on the device."""
+        return Payload(payload.header, self._transport.place(payload.data))
 
     def _cut_regions(self, chosen: Entries) -> None:
         """New regions, from the quantiles of all ranks' indices."""

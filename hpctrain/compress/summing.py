@@ -19,6 +19,7 @@ import numpy as np
 
 from hpctrain.collectives.slices import SliceReduction
 from hpctrain.compress.between import Compression
+from hpctrain.compress.finite import square_sums
 from hpctrain.compress.settings import Settings
 from hpctrain.device import open_device
 from hpctrain.errors import HpctrainError, UsageError
@@ -80,30 +81,37 @@ class GradientSum:
         store = Store(layout, self.gradients)
         self.tensors: list[Array] = [store.view(name) for name, _, _ in tensors]
 
-    def sum(self) -> None:
+    def sum(self, full: bool = False) -> None:
         """Replace `gradients` by what is applied of their sum over all ranks. Collective.
 
         The same bits on all ranks. What a rank's node did not send yet is part of a later sum.
+
+        Args:
+            full: send everything, and what was kept before: nothing is kept afterwards. For the
+                last step, and before ranks change. The same on all ranks.
 
         Raises:
             HpctrainError: on all ranks, a gradient is not finite; `gradients` are undefined, and
                 nothing that was kept has changed.
         """
         slices, device = self._slices, self._device
+        if full:
+            self.compression.flush()
         slices.reduce()
         at = 0
         for start, stop in slices.owned:
             part = slices.sums[at : at + stop - start]
             device.copy(slices.parameters[start:stop], part)
             at += stop - start
-        total = np.array([float(np.isfinite(device.to_host(slices.sums)).all())])
+        squares = device.to_host(square_sums(device, slices.sums))
+        total = np.array([float(np.isfinite(squares.sum(dtype=np.float64)))])
         slices.all_reduce(total)
         slices.gather()
         if total[0] < self._topology.size:
             self.compression.undo()
             raise HpctrainError(
-                "a gradient is not finite: leave this step out, lower the learning rate, or look "
-                "for bad samples"
+                "a gradient is not finite, or above 1e17: leave this step out, lower the learning "
+                "rate, or look for bad samples"
             )
         self.compression.settle(self._topology.comm)
         device.copy(self.gradients, slices.parameters)

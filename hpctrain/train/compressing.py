@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.checkpoint import Part, describe
+from hpctrain.collectives.network import COMMON, Network
 from hpctrain.compress import CompressedColumn, Compression, Settings
 from hpctrain.errors import UsageError
 from hpctrain.mpi.agree import on_first_rank
@@ -42,8 +43,12 @@ LOG = logging.getLogger(__name__)
 NAMES = ("residual", "velocity")  # of arrays that a memory keeps
 
 
-def compression_of(config: RunConfig, session: Session) -> Compression | None:
+def compression_of(
+    config: RunConfig, session: Session, network: Network | None = None
+) -> Compression | None:
     """What a run file's [compress] asks for. None: nothing is compressed.
+
+    `network`: on which "auto" predicts what it is about to measure; None: a common one.
 
     Raises:
         UsageError: it does not go with the run's other choices.
@@ -63,6 +68,13 @@ def compression_of(config: RunConfig, session: Session) -> Compression | None:
             "second moments too, and may train worse than with SGD",
             section.method,
         )
+    if session.device.name != "cpu" and session.comm.rank == 0:
+        LOG.info(
+            "compression between nodes is done on device %s: only what is sent crosses to the "
+            "host%s",
+            session.device.name,
+            ', where "oktopk" adds up its entries' if section.method in ("oktopk", "auto") else "",
+        )
     settings = Settings(
         section.method,
         section.density,
@@ -72,7 +84,7 @@ def compression_of(config: RunConfig, session: Session) -> Compression | None:
         section.rank,
         momentum_of(config) if section.memory == "momentum" else 0.0,
     )
-    return Compression(settings, session.layouts.parameters)
+    return Compression(settings, session.layouts.parameters, network or COMMON)
 
 
 def momentum_of(config: RunConfig) -> float:
@@ -141,8 +153,6 @@ def residual_parts(compression: Compression | None, session: Session) -> list[Pa
                     parts.append(_part(f"{name}_{node}", layout, None, (0, 0)))
                     continue
                 array = column.memory.arrays()[name]
-                if session.device.name != "cpu":
-                    array = session.device.from_host(array)
                 parts.append(_part(f"{name}_{node}", layout, array, column.span))
     return parts
 
@@ -161,7 +171,7 @@ class Loading:
     """
 
     def __init__(self, path: Path, compression: Compression | None, session: Session) -> None:
-        self._rank = session.comm.rank
+        self._rank, self._device = session.comm.rank, session.device
         self._layout = session.layouts.parameters.with_dtype(np.float32)
         self._columns = compression.columns if compression else []
         self._temporary: list[tuple[str, CompressedColumn | None, NDArray[np.float32]]] = []
@@ -205,7 +215,9 @@ class Loading:
         rest: NDArray[np.float32] | None = None
         for name, column, array in self._temporary:
             if column is not None:
-                column.memory.arrays()[name][:] += array
+                kept, n = column.memory.arrays()[name], array.size
+                part = self._device.from_host(array)
+                self._device.launch("add_into", kept, part, n, work=n)
             elif name == "residual":
                 rest = array if rest is None else rest + array
         for column in self._columns:
