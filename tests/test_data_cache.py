@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data_sets import make as make_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpctrain.data import Dataset, Loader
 from hpctrain.data.cache import BlockCache
+from hpctrain.data.dataset import ShardFiles
 
 
 def make(lengths, slots, fail=None):
@@ -71,3 +74,21 @@ def test_batches_are_copies():
     cache, whole = make([4], 1)
     gathered(cache, np.arange(4))["a"][...] = 99
     np.testing.assert_array_equal(gathered(cache, np.arange(4))["a"], whole["a"])
+
+
+def test_shards_stay_open_and_the_least_recently_used_is_closed(tmp_path, monkeypatch):
+    """To open a shard costs more than to read a block: none is opened twice while there is room."""
+    dataset, opened = make_set(tmp_path, 60, shard=6), []  # 10 shards
+    shard = Dataset.shard
+    monkeypatch.setattr(Dataset, "shard", lambda *a: opened.append(a[2]) or shard(*a))
+    files = ShardFiles(dataset, "train", 4)
+    for index in (0, 1, 2, 3, 0, 1, 4, 0, 2):
+        assert files[index].header.shard_index == index
+    assert opened == [0, 1, 2, 3, 4, 2]
+    files.close()
+    opened.clear()
+    loader = Loader(dataset, "train", 7, window=2, max_bytes=2000)
+    for epoch in range(2):
+        assert sum(len(batch) for batch in loader.epoch(epoch)) == 60
+    assert sorted(opened) == list(range(10))
+    loader.close()

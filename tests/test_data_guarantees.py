@@ -123,3 +123,56 @@ def test_memory_of_batches_is_allocated_by_the_thread_that_uses_them(tmp_path):
     batches = list(loader.epoch(0))
     images = [batch.fields["image"].ctypes.data for batch in batches]
     assert len(set(images)) == len(images)  # the consumer owns them: none is used again
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.data())
+def test_l7_tails(data):
+    """A dropped batch is missing, a padded one has the samples of the short one, and zeros."""
+    draw = data.draw
+    n, block, batch_size = (
+        draw(st.integers(1, 40)),
+        draw(st.integers(1, 7)),
+        draw(st.integers(1, 30)),
+    )
+    more = VIEWS[draw(st.sampled_from(["rows", "windows"]))] | {
+        "batch_size": batch_size,
+        "microbatch": draw(st.integers(1, batch_size)),
+        "window": draw(st.sampled_from([2, "all"])),
+    }
+    epoch, size = draw(st.integers(0, 3)), draw(st.sampled_from(SIZES))
+    with tempfile.TemporaryDirectory() as folder, no_thread_left():
+        dataset = make(folder, n, block, 20)
+        total = Loader(dataset, "train", **more).samples
+        cut, ids, values = everything(dataset, size, epoch, **more)
+        whole = total - total % batch_size
+        if whole:
+            found = everything(dataset, size, epoch, tail="drop", **more)
+            assert found == (cut[: whole // batch_size], ids[:whole], values[:whole])
+            loader = Loader(dataset, "train", tail="drop", **more)
+            assert loader.steps == whole // batch_size
+            assert loader.restore(loader.state(epoch, loader.steps)) == (epoch + 1, 0)
+        ranks = [
+            list(Loader(dataset, "train", rank=r, size=size, tail="pad", **more).epoch(epoch))
+            for r in range(size)
+        ]
+        for batches in ranks:
+            assert len({tuple(batch.groups) for batch in batches}) == 1  # the same shapes always
+            for batch in batches:
+                padding = batch.samples < 0
+                assert all(not array[padding].any() for array in batch.fields.values())
+        steps = list(zip(*ranks, strict=True))
+        assert all(sum(map(len, parts)) == batch_size for parts in steps)
+        there = [part.samples[part.samples >= 0].tolist() for parts in steps for part in parts]
+        assert sum(there, []) == ids and len(steps) == len(cut)
+        counts = [parts[0].global_samples for parts in steps]
+        assert sum(counts) == total and set(counts[:-1]) <= {batch_size}
+
+
+def test_l7_tails_that_cannot_be(tmp_path):
+    dataset = make(tmp_path, 9, 4, 8)
+    more = {"batch_size": 10, "fields": ["image"]}
+    with pytest.raises(UsageError, match="'drop' leaves no batch: there are 9 samples"):
+        Loader(dataset, "train", tail="drop", **more)
+    with pytest.raises(UsageError, match="'padd' is none of keep, drop, pad"):
+        Loader(dataset, "train", tail="padd", **more)

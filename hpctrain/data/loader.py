@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from threading import Event
@@ -24,7 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.data.batches import Batch, Batches, Memory, Part, Share
-from hpctrain.data.bounds import DEPTH, Bounds, bounds_of, sample_bytes, together
+from hpctrain.data.bounds import (
+    DEPTH,
+    Bounds,
+    bounds_of,
+    check_batches,
+    sample_bytes,
+    together,
+)
 from hpctrain.data.cache import BlockCache
 from hpctrain.data.dataset import Dataset, ShardFiles
 from hpctrain.data.figures import Figures
@@ -32,9 +40,10 @@ from hpctrain.data.microbatches import steps
 from hpctrain.data.node_cache import NodeCache, open_node_cache
 from hpctrain.data.node_windows import NodeWindows
 from hpctrain.data.order import BLOCKWIN, SEQUENTIAL, BlockWindowOrder, Window
-from hpctrain.data.readers import OwnReader, Reader, SharedReader
+from hpctrain.data.readers import OwnReader, Reader, SharedReader, spans_of
 from hpctrain.data.sampling import Orders
 from hpctrain.data.state import State, go_on
+from hpctrain.data.tails import Tail, check_tail, fill_up, with_tail
 from hpctrain.data.transforms import Transform
 from hpctrain.data.views import Patches, Windows, open_view
 from hpctrain.errors import UsageError
@@ -44,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Loader", "State"]
 
-OPEN_SHARDS = 8
+OPEN_SHARDS = 128  # each is 0.6 MiB of HDF5's; to open one again costs as much as to read 3 MiB
 
 
 class Loader:
@@ -53,19 +62,18 @@ class Loader:
     Not collective: nothing is exchanged between ranks (but see `node`). All ranks must pass the
     same arguments but `rank`; then every rank gets the same number of batches, and every sample is
     in exactly one batch of one rank per epoch (but for orders that draw with replacement). A rank
-    may get batches of 0 samples (more ranks than
-    microbatches); it takes part in the step all the same.
+    may get batches of 0 samples (more ranks than microbatches); it takes part all the same.
 
     Args:
-        dataset, split: what to read.
-        batch_size: G, samples of a global batch; the last batch of an epoch may be short.
+        dataset, split: what to read. batch_size: G, samples of a global batch; see `tail`.
         microbatch: m, at most G; default G, which only one rank can compute.
         seed, window, order: see `hpctrain.data.order` and `hpctrain.data.sampling`. `window` is in
             blocks, or "all". weights: the field of the order weighted-v1.
         fields: names of the fields to read, all of fixed shape by default.
         view: what a sample is: None (a row), `Windows` of text or `Patches` of volumes.
         transform: random changes keyed by (seed, epoch, sample), see `hpctrain.data.transforms`.
-        max_bytes: bound on this rank's decoded blocks and batches, checked here.
+        max_bytes: bound on this rank's decoded blocks and batches, checked here. HDF5 takes 0.6 MiB
+            beside it for each shard that is open, at most 128.
         node: decode blocks once per node, into memory that its ranks share: all of the split now,
             or where that is too large (or a sample differs from epoch to epoch) one or two windows
             of the order at a time. Then creating the loader is collective over `node.comm`, all
@@ -75,6 +83,7 @@ class Loader:
         node_bytes: bound on that memory, per node; None: what the node has.
         staging: allocates the memory of batches, such as a device's page-locked `staging`; called
             by the threads that make and use the iterator of an epoch, not by the loader's own.
+        tail: what becomes of a short last batch: keep, drop or pad, see `hpctrain.data.tails`.
 
     Raises `UsageError` for arguments that break a rule, `DataError` for what the data set lacks.
     Reading errors are `DataError`s raised by `next`.
@@ -99,15 +108,18 @@ class Loader:
         node: Topology | None = None,
         node_bytes: int | None = None,
         staging: Callable[[int], NDArray[Any]] | None = None,
+        tail: Tail = "keep",
     ) -> None:
         self.dataset, self.split = dataset, split
         self.batch_size, self.microbatch = batch_size, microbatch or batch_size
         self.rank, self.size = rank, size
         self.seed, self.window = int(seed), window
         dataset.split(split)  # refuses a wrong name
-        self._check()
+        check_batches(batch_size, self.microbatch, rank, size)
         self._view = open_view(dataset, split, fields, view)
         self.samples = int(self._view.starts[-1])
+        check_tail(tail, self.samples, self.batch_size)
+        self.tail: Tail = tail
         self._orders = Orders(dataset, split, order, self._view.starts, self.seed, window, weights)
         self.order, self._sequential = self._orders.name, order == SEQUENTIAL
         self._transform, self._staging = transform, staging
@@ -124,7 +136,9 @@ class Loader:
 
     @property
     def steps(self) -> int:
-        """Steps in a whole epoch: ceil(N / G), the same on every rank."""
+        """Steps in a whole epoch: ceil(N / G), the same on every rank; floor with tail "drop"."""
+        if self.tail == "drop":
+            return self.samples // self.batch_size
         return steps(self.samples, self.batch_size)
 
     @property
@@ -149,13 +163,7 @@ class Loader:
                 before.close()
             number = self._cache.begin()
         batches = Batches(
-            lambda memories, closed: self._groups(
-                epoch,
-                start_step,
-                first,
-                memories,
-                lambda: self._reader(epoch, first, number, closed),
-            ),
+            partial(self._groups, epoch, start_step, first, number),
             DEPTH,
             None if self._staging is None else self._memory,
             self._waited,
@@ -188,7 +196,8 @@ class Loader:
         The number of ranks and the batch size may have changed since. Raises `DataError` naming
         what differs if the data set, split, view, order, seed or window has.
         """
-        return go_on(self.state(0), state, self.samples)
+        least = self.batch_size if self.tail == "drop" else 1
+        return go_on(self.state(0), state, self.samples, least)
 
     def close(self) -> None:
         """Close the shards that are open. They are opened again when needed."""
@@ -199,13 +208,14 @@ class Loader:
         epoch: int,
         step: int,
         position: int,
+        number: int,
         memories: SimpleQueue[Memory],
-        make_reader: Callable[[], Reader],
+        closed: Event,
     ) -> Iterator[list[Batch]]:
         """The batches of an epoch, those together that are gathered together."""
-        reader, error = make_reader(), None
+        reader, error = self._reader(epoch, position, number, closed), None
         try:
-            parts, size = self._share.parts(self.samples, step, position), self._bounds.together
+            parts, size = self._parts(step, position), self._bounds.together
             while some := list(islice(parts, size)):
                 memory = self._memory() if self._staging is None else memories.get()
                 yield self._group(reader, epoch, some, memory)
@@ -217,15 +227,22 @@ class Loader:
         finally:
             reader.leave(error)
 
+    def _parts(self, step: int, position: int) -> Iterator[Part]:
+        parts = self._share.parts(self.samples, step, position)
+        return with_tail(parts, self.tail, self.batch_size, self.microbatch, self.rank, self.size)
+
     def _group(self, reader: Reader, epoch: int, parts: list[Part], memory: Memory) -> list[Batch]:
-        bounds = np.cumsum([0, *(part.last - part.first for part in parts)]).tolist()
-        fields, misses = memory.first(bounds[-1]), reader.misses
-        ids = reader.gather(_spans(parts), fields)
+        bounds = np.cumsum([0, *(int(part.groups[-1]) for part in parts)]).tolist()
+        there = sum(part.last - part.first for part in parts)  # less, if the last one is padded
+        fields, misses = memory.first(there), reader.misses
+        ids = reader.gather(spans_of(parts), fields)
         self.figures.misses += reader.misses - misses
         self.figures.samples += len(ids)
         self.figures.bytes_served += sum(array.nbytes for array in fields.values())
         if self._transform is not None:
             fields = self._transform(fields, ids, self.seed, epoch)
+        if there < bounds[-1]:
+            fields, ids = fill_up(fields, ids, bounds[-1])
         batches = []
         for part, first, last in zip(parts, bounds, bounds[1:], strict=False):
             mine = {name: array[first:last] for name, array in fields.items()}
@@ -236,11 +253,11 @@ class Loader:
     def _memory(self) -> Memory:
         """Memory for the batches of a group."""
         rows = min(self._bounds.together * self._share.most, self.samples)
-        return Memory(self._staging or _allocate, self._view.fields, rows)
+        return Memory(self._staging or partial(np.empty, dtype=np.uint8), self._view.fields, rows)
 
     def _reader(self, epoch: int, position: int, number: int, closed: Event) -> Reader:
         order = self._orders.epoch(epoch)
-        read = lambda block, out: self._read_block(epoch, block, out)  # noqa: E731
+        read = partial(self._read_block, epoch)
         if isinstance(self._cache, NodeWindows):
             assert isinstance(order, BlockWindowOrder)  # `_shared` takes no other
             return self._cache.reader(number, order, position, closed, read)
@@ -253,27 +270,18 @@ class Loader:
         self.figures.wait_seconds += seconds
 
     def _new_cache(self, epoch: int) -> BlockCache:
-        return BlockCache(
-            self._view.starts,
-            self._view.fields,
-            self._bounds.blocks,
-            lambda block, out: self._read_block(epoch, block, out),
-        )
+        starts, fields = self._view.starts, self._view.fields
+        return BlockCache(starts, fields, self._bounds.blocks, partial(self._read_block, epoch))
 
     def _shared(self, node: Topology, limit: int | None) -> NodeCache | NodeWindows | None:
         """The node's cache, or None where it cannot be had. Collective over `node.comm`."""
-        blocks = len(self._view.starts) - 1
         return open_node_cache(
             node,
             self._view.starts,
             self._view.fields,
-            lambda block, out: self._read_block(0, block, out),
+            partial(self._read_block, 0),
             whole=not self._view.varies,
-            width=None
-            if self.order != BLOCKWIN
-            else blocks
-            if self.window == "all"
-            else min(self.window, blocks),
+            window=self.window if self.order == BLOCKWIN else None,
             limit=limit,
         )
 
@@ -290,27 +298,3 @@ class Loader:
         self.figures.read_seconds += time.perf_counter() - begun
         self.figures.blocks_read += 1
         self.figures.bytes_read += sum(array.nbytes for array in out.values())
-
-    def _check(self) -> None:
-        if self.batch_size < 1 or not 1 <= self.microbatch <= self.batch_size:
-            raise UsageError(
-                f"batch_size {self.batch_size} and microbatch {self.microbatch} do not go "
-                f"together: 1 <= microbatch <= batch_size"
-            )
-        if not 0 <= self.rank < self.size:
-            raise UsageError(f"rank {self.rank} is not one of {self.size} ranks")
-
-
-def _spans(parts: list[Part]) -> list[tuple[int, int]]:
-    """The positions of some parts, those that meet joined."""
-    spans: list[tuple[int, int]] = []
-    for part in parts:
-        if spans and spans[-1][1] == part.first:
-            spans[-1] = (spans[-1][0], part.last)
-        else:
-            spans.append((part.first, part.last))
-    return spans
-
-
-def _allocate(nbytes: int) -> NDArray[Any]:
-    return np.empty(nbytes, np.uint8)

@@ -3,7 +3,7 @@
 The global batch of step t is positions [t G, min((t + 1) G, N)) of the epoch's order. It is cut
 into microbatches of m consecutive positions (the last may be short) before anybody asks how many
 ranks there are; ranks are then given whole, consecutive microbatches. The last batch of an epoch
-is short, never padded and never dropped.
+is short; what else may become of it is said in `tails`.
 
 Layer: data. Knows nothing of files, orders or MPI.
 """

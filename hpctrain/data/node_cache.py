@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hpctrain.data.agreed import agreed
 from hpctrain.data.node_windows import NodeWindows, windows_bytes
+from hpctrain.data.order import Window
 
 if TYPE_CHECKING:
     from hpctrain.mpi.topology import Topology
@@ -61,7 +62,7 @@ def open_node_cache(
     fields: Kinds,
     read: Callable[[int, Arrays], None],
     whole: bool = True,
-    width: int | None = None,
+    window: Window | None = None,
     limit: int | None = None,
 ) -> NodeCache | NodeWindows | None:
     """Memory for a split, or for windows of it, on every node; None, with a warning, if none fits.
@@ -73,25 +74,26 @@ def open_node_cache(
         read: `read(block, out)` fills out[field].
         whole: keep all of the split if it fits; then it is read now, and a block that cannot be
             read is a `DataError` on all ranks.
-        width: blocks in a window of the order, if it has windows.
+        window: of the order, if it has windows of blocks.
         limit: bytes per node; None: what the node has.
     """
     from hpctrain.mpi.window import NodeWindow, WindowError
 
-    problem = "the order has no windows of blocks"
+    problem, blocks = "the order has no windows of blocks", len(starts) - 1
+    width = None if window is None else blocks if window == "all" else min(window, blocks)
     for buffers, nbytes in _sizes(node, starts, fields, whole, width):
         if limit is not None and nbytes > limit:
             problem = f"{nbytes:,} bytes are needed, node_bytes is {limit:,}"
             continue
         try:
-            window = NodeWindow(node, nbytes if node.local_rank == 0 else 0)
+            memory = NodeWindow(node, nbytes if node.local_rank == 0 else 0)
         except WindowError as error:
             problem = str(error)
             continue
         if not buffers:
-            return _filled(NodeCache(window, int(starts[-1]), fields), window, node, starts, read)
+            return _filled(NodeCache(memory, int(starts[-1]), fields), memory, node, starts, read)
         assert width is not None  # there are buffers of windows
-        return NodeWindows(window, node, starts, fields, width, buffers)
+        return NodeWindows(memory, node, starts, fields, width, buffers)
     if node.comm.rank == 0:
         logging.getLogger("hpctrain").warning(
             "blocks are not kept once per node (%s); every rank keeps blocks of its own", problem

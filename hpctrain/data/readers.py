@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hpctrain.data.batches import Part
 from hpctrain.data.cache import BlockCache
 from hpctrain.data.node_cache import NodeCache
 from hpctrain.data.order import BlockWindowOrder
 from hpctrain.data.sampling import AnyOrder
 
-__all__ = ["OwnReader", "Reader", "SharedReader"]
+__all__ = ["OwnReader", "Reader", "SharedReader", "spans_of"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -93,3 +94,14 @@ class SharedReader(_Alone):
 
     def read_ahead(self, position: int) -> None:
         """Nothing: everything is there."""
+
+
+def spans_of(parts: list[Part]) -> list[tuple[int, int]]:
+    """The positions of some parts, those that meet joined."""
+    spans: list[tuple[int, int]] = []
+    for part in parts:
+        if spans and spans[-1][1] == part.first:
+            spans[-1] = (spans[-1][0], part.last)
+        else:
+            spans.append((part.first, part.last))
+    return spans

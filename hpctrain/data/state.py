@@ -29,10 +29,11 @@ class State(TypedDict):
     position: int
 
 
-def go_on(mine: State, saved: Mapping[str, Any], samples: int) -> tuple[int, int]:
+def go_on(mine: State, saved: Mapping[str, Any], samples: int, least: int = 1) -> tuple[int, int]:
     """(epoch, position) to go on from. The end of an epoch is the begin of the next.
 
-    `mine`: the state of the loader that is to go on, with `samples` samples. Raises `DataError`
+    `mine`: the state of the loader that is to go on, with `samples` samples; where fewer than
+    `least` are left, the epoch is at its end. Raises `DataError`
     naming what differs if the data set, split, view, order, seed or window does.
     """
     other: dict[str, Any] = {"view": "rows", **saved}  # as it was before there were others
@@ -53,4 +54,4 @@ def go_on(mine: State, saved: Mapping[str, Any], samples: int) -> tuple[int, int
             f"the saved state of the data is at epoch {epoch}, position {position}; "
             f"split {mine['split']!r} has {samples} samples"
         )
-    return (epoch + 1, 0) if position == samples else (epoch, position)
+    return (epoch + 1, 0) if samples - position < least else (epoch, position)
