@@ -34,7 +34,9 @@ def test_byte_pairs(tmp_path):
     assert len(text[0]) < 20 * 33 / 2 and dataset.fields["text"].tokens == 270
     assert "text.tokenizer.json" in dataset.manifest.provenance.arguments["files"]
     said = describe_value(dataset.fields["text"], text[1], decoder(dataset, "text"))
-    assert said == f"'the dog'... ({len(text[1])} codes)"
+    assert said == f"'the dog' ({len(text[1])} codes)"
+    said = describe_value(dataset.fields["text"], text[0], decoder(dataset, "text"))
+    assert said.startswith("'the cat and the dog") and said.endswith(f"'... ({len(text[0])} codes)")
 
 
 def test_without_the_library(tmp_path, monkeypatch):

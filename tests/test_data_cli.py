@@ -76,7 +76,7 @@ def test_a_dry_run_says_what_would_be_written(run, archive, tmp_path):
     words = ("pack", archive, "--out", out, "--label", "target", "--split", "train=0.8,test=0.2")
     status, text = run(*words, "--dry-run")
     nbytes = 200 * (3 * 4 + 8 + 2 * 8)  # x, target, junk
-    assert status == 0 and f"{nbytes / 1e6:.1f} MB; nothing was written" in text
+    assert status == 0 and f"{nbytes:,} bytes; nothing was written" in text
     assert not out.exists()
     assert run(*words)[1].splitlines()[:2] == text.splitlines()[:2]  # the counts
 

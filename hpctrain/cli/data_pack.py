@@ -203,7 +203,7 @@ def _report(args: argparse.Namespace, manifest: Manifest, left_out: set[str]) ->
     )
     if args.dry_run:
         nbytes = sum(s.bytes for split in manifest.splits.values() for s in split.shards)
-        size = f"{nbytes / 1e6:,.1f} MB" + (" before compression" if args.gzip else "")
+        size = f"{nbytes:,} bytes" + (" before compression" if args.gzip else "")
         print(f"{args.out} would hold {fields}; {size}; nothing was written")
     else:
         print(f"{args.out}: {fields}; {manifest.dataset_id[:23]}")

@@ -126,8 +126,9 @@ def describe_value(
 ) -> str:
     """One value in one line: a word, text (`decode` turns its codes into it), or numbers."""
     if decode is not None:
-        text = decode(value[value != 0][:TEXT_MOST].tolist())[:TEXT_MOST]
-        return f"{text!r}... ({len(value)} codes)"
+        text = decode(value[value != 0][:TEXT_MOST].tolist())
+        more = "..." if len(text) > TEXT_MOST or len(value) > TEXT_MOST else ""
+        return f"{text[:TEXT_MOST]!r}{more} ({len(value)} codes)"
     if field.tokens == 256 and field.dtype == "uint8":
         text = value[value != 0].tobytes().decode("utf-8", "replace")
         return repr(text[:TEXT_MOST]) + (f"... ({len(text)})" if len(text) > TEXT_MOST else "")
