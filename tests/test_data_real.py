@@ -53,6 +53,12 @@ def trained(name, data, folder, steps, *settings):
     return status["evaluation"]
 
 
+def commonest(split):
+    """The part of a split that is of its commonest class: what guessing would get right."""
+    counts = np.array([shard.class_counts for shard in split.shards]).sum(axis=0)
+    return counts.max() / counts.sum()
+
+
 def test_fashion_mnist(run, tmp_path):  # noqa: F811
     first = found("usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
     sources = [
@@ -63,7 +69,8 @@ def test_fashion_mnist(run, tmp_path):  # noqa: F811
     assert run("pack", *sources, "--out", tmp_path / "set")[0] == 0
     dataset = sound(run, tmp_path / "set")
     assert dataset.splits == {"train": 60_000, "test": 10_000} and dataset.classes == 10
-    trained("fashion-mnist", tmp_path / "set", tmp_path, 20, "data.test=")
+    accuracy = trained("fashion-mnist", tmp_path / "set", tmp_path, 60)["accuracy"]
+    assert accuracy > 0.3  # guessing: 0.1
 
 
 def test_sba_loans(run, tmp_path):  # noqa: F811
@@ -85,7 +92,7 @@ def test_sba_loans(run, tmp_path):  # noqa: F811
     loader = Loader(dataset, "train", 4096, order="balanced-v1", fields=["MIS_Status"])
     rate = next(iter(loader.epoch(0))).fields["MIS_Status"].mean()
     assert abs(rate - 0.5) < 0.04
-    assert trained("sba-loans", out, tmp_path, 60)["accuracy"] > 0.8
+    assert trained("sba-loans", out, tmp_path, 200)["accuracy"] > 0.84  # always "paid": 0.824
 
 
 def test_rrna_genes(run, tmp_path):  # noqa: F811
@@ -97,12 +104,15 @@ def test_rrna_genes(run, tmp_path):  # noqa: F811
     values = [shard.values["sequence"] for shard in dataset.split("train").shards]
     assert dataset.splits == {"train": 220_243} and sum(values) == 333_049_215
     pattern = " (?!Uncultured|Unidentified|Marine)([A-Z][a-z]+) [a-z]+"
-    words = ["--label-pattern", pattern, "--label-least", "100", "--kmers", "4"]
+    words = ["--label-pattern", pattern, "--label-least", "100", "--kmers", "4",
+             "--split", "train=0.8,test=0.2"]  # fmt: skip
     assert run("pack", index, "--out", tmp_path / "genera", *words)[0] == 0
     genera = sound(run, tmp_path / "genera")
     assert genera.classes > 100 and genera.fields["kmers"].shape == (256,)
     assert "Bacillus" in genera.fields["label"].vocab
-    trained("rrna-genes", tmp_path / "genera", tmp_path, 60, "data.test=")
+    most = commonest(genera.split("test"))
+    accuracy = trained("rrna-genes", tmp_path / "genera", tmp_path, 200)["accuracy"]
+    assert most < 0.1 < 0.5 < accuracy
 
 
 def test_standard_library_as_text(run, tmp_path):  # noqa: F811
@@ -145,4 +155,9 @@ def test_brain_with_its_atlas(run, tmp_path):  # noqa: F811
             np.testing.assert_array_equal(patch, t1[box])
             np.testing.assert_array_equal(regions, atlas[box])
     assert loader.samples == 6 * 7 * 6
-    trained("brain", out, tmp_path, 40)
+    cut = ["--label", "atlas", "--slab", "9", "--split", "train=0.6,test=0.4"]
+    assert run("pack", *sources, "--out", tmp_path / "slabs", *cut)[0] == 0
+    slabs = sound(run, tmp_path / "slabs")
+    assert sum(slabs.splits.values()) == 181 // 9 and slabs.splits["test"] == 5
+    assert slabs.fields["t1"].shape == (181, 217, 9)
+    assert trained("brain", tmp_path / "slabs", tmp_path, 40)["loss"] < 2.5  # guessing: 4.8
