@@ -29,6 +29,7 @@ def checks(folder: Path) -> list[Check]:
         Check("HDF5", "filters", hdf5_filters),
         Check("HDF5", "file locking", functools.partial(hdf5_file, folder)),
         Check("Memory and folders", "memory", memory),
+        Check("Memory and folders", "home", home),
         Check("Memory and folders", "kernel cache", cache),
         Check("Memory and folders", "run directory", functools.partial(run_folder, folder)),
     ]
@@ -59,7 +60,11 @@ def hdf5_filters() -> Answer:
     if "fletcher32" in missing:
         return fail(text, "shards carry fletcher32 checksums: install h5py from PyPI or conda")
     if missing:
-        return note(text, "shards packed with a missing filter cannot be read here")
+        return note(
+            text,
+            "shards packed with a missing filter cannot be read here: install h5py from PyPI, or "
+            "pack them without it (of `hpctrain data pack`: without --gzip)",
+        )
     return ok(text)
 
 
@@ -107,6 +112,20 @@ def memory() -> Answer:
 def _address_limit() -> int | None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def home() -> Answer:
+    """The home folder: compute nodes may have it read-only, or have none."""
+    from hpctrain.device import build
+
+    folder = Path.home()
+    text = f"{folder}{_file_system(folder)}"
+    if problem := "there is none" if not folder.is_dir() else _unwritable(folder):
+        return note(
+            f"{text}: {problem}; compiled kernels are kept in {build.cache_folder()}",
+            "set HPCTRAIN_CACHE (and with a GPU CUPY_CACHE_DIR) to a folder that outlives the job",
+        )
+    return ok(text)
 
 
 def cache() -> Answer:

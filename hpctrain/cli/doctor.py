@@ -54,6 +54,12 @@ def add_parser(subparsers: Any) -> None:
         default=Path("runs"),
         help="where runs are to be written (default: %(default)s)",
     )
+    _add_instead(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_instead(parser: argparse.ArgumentParser) -> None:
+    """What is done in the place of the report, and its options."""
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--affinity",
