@@ -36,6 +36,7 @@ __all__ = ["Background"]
 Call = Callable[[], None]
 NAP = 2e-4  # seconds between two looks at messages; a link of 10 Gbit/s carries 250 KB meanwhile
 SHORT_NAP = 2e-5  # where nobody computes
+LONG_NAP = 1e-3  # at most: a sixteenth of the time that was waited
 
 
 class Background:
@@ -100,9 +101,10 @@ class Background:
             if self._done < number:
                 self._raise()
 
-    def idle(self) -> None:
-        """For the calls: sleep a little before the next look at messages."""
-        time.sleep(SHORT_NAP if self._awaited else NAP)
+    def idle(self, waited: float) -> None:
+        """For the calls: sleep a little before the next look; longer, where one waits long."""
+        shortest = SHORT_NAP if self._awaited else NAP
+        time.sleep(min(max(waited / 16, shortest), LONG_NAP))
 
     def close(self) -> None:
         """Do what is left and end the thread; raises what a call has raised."""

@@ -61,7 +61,7 @@ class Done:
 
     done = True
 
-    def wait(self, idle: Callable[[], None] | None = None) -> None:
+    def wait(self, idle: Callable[[float], None] | None = None) -> None:
         """Nothing is left to wait for."""
 
 

@@ -309,13 +309,13 @@ class _Copy:
     def __init__(self, copies: set[_Copy], event: Any, *memory: Any) -> None:
         self._copies, self.event, self._memory = copies, event, memory
 
-    def wait(self, idle: Callable[[], None] | None = None) -> None:
+    def wait(self, idle: Callable[[float], None] | None = None) -> None:
         """Block until the copy is done."""
         if idle is None:
             self.event.synchronize()
         else:
             while not self.event.done:
-                idle()
+                idle(0.0)
         self._copies.discard(self)
 
 

@@ -28,7 +28,7 @@ class Event(Protocol):
 class Ticket(Protocol):
     """A copy between host and device that was asked for and may still be going on."""
 
-    def wait(self, idle: Callable[[], None] | None = None) -> None:
+    def wait(self, idle: Callable[[float], None] | None = None) -> None:
         """Block until the copy is done; then both sides are the caller's again.
 
         `idle`: called between two looks at it, and sleeps: the wait then takes no core.

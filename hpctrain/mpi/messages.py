@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpctrain.errors import UsageError
-from hpctrain.mpi.rounds import Idle, finish
+from hpctrain.mpi.rounds import Idle, finish, nap
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -64,7 +64,8 @@ def allreduce_sum(comm: MPI.Intracomm, values: NDArray[np.float64]) -> None:
 
     Up to `IN_ORDER` bytes from all ranks together are gathered and added in rank order: the same
     bits on all ranks and on every run, which the MPI_Allreduce that more bytes go through does not
-    promise. Gathering receives P n values, MPI_Allreduce about 2 n.
+    promise. Gathering receives P n values, MPI_Allreduce about 2 n. Whoever comes early sleeps, see
+    `rounds.nap`.
     """
     if comm.size == 1 or values.size == 0:
         return
@@ -72,7 +73,7 @@ def allreduce_sum(comm: MPI.Intracomm, values: NDArray[np.float64]) -> None:
         allreduce(comm, values.reshape(-1))
         return
     rows = np.empty((comm.size, values.size))
-    comm.Allgather(values, rows)
+    finish(comm, [comm.Iallgather(values, rows)], nap, name="Allgather")
     values.reshape(-1)[:] = np.add.accumulate(rows, axis=0)[-1]
 
 
