@@ -42,7 +42,7 @@ WANTED = {
     "pbs": ["#PBS -A abc123", "#PBS -l select=3:ncpus=12:mpiprocs=2", "per_node=2",
             "#PBS -l walltime=26:00:00", "minutes=1560", "script=runs/digits/job.sh"],
     "lsf": ["#BSUB -P abc123", "#BSUB -nnodes 3", "#BSUB -W 1560", "nodes=3", "cores=6", "gpus=0"],
-    "flux": ["# flux: --bank=abc123", "# flux: --nodes=3", "# flux: --time-limit=1560m"],
+    "flux": ["# flux: --bank=abc123", "# flux: --nodes=3", "# flux: --time-limit=1560m", "gpus=0"],
 }  # fmt: skip
 
 
@@ -67,13 +67,29 @@ def test_lines_that_a_site_does_not_need_are_left_out(capsys):
     text = shown(capsys, "--scheduler", "slurm", "--dry-run")
     assert "--account" not in text and "--partition" not in text
     assert "#SBATCH --gpus-per-node=4" in text
+    assert "gpus=1" in shown(capsys, "--scheduler", "flux", "--dry-run").splitlines()
 
 
 def test_relaunch_asks_for_a_spare_node(capsys):
     launcher = ("--launcher", "relaunch", "--nodes", "2", "--time", "30m")
     lines = shown(capsys, "--scheduler", "slurm", *launcher, "--dry-run").splitlines()
     # the launcher of the command line counts as the site's
+    assert "#SBATCH --signal=USR1@300" in lines
     assert "#SBATCH --nodes=3" in lines and "nodes=2" in lines and "#SBATCH --time=30" in lines
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "line"),
+    [
+        (("slurm",), "#SBATCH --signal=USR1@"),
+        (("slurm", "--launcher", "mpirun"), "#SBATCH --signal=B:USR1@"),
+        (("flux",), "# flux: --signal=SIGUSR1@"),
+    ],
+)
+def test_a_short_job_does_not_begin_with_the_warning(capsys, scheduler, line):
+    text = shown(capsys, "--scheduler", *scheduler, "--time", "2m", "--dry-run")
+    [found] = [other for other in text.splitlines() if other.startswith(line)]
+    assert found.removeprefix(line).rstrip("s") == "30"
 
 
 @pytest.mark.parametrize("scheduler", WANTED)

@@ -26,22 +26,29 @@ CPU_ONLY = {
     "test_checkpoint_background": "memory is written to files by the host",
     "test_cli_bench": "`bench` measures the CPU",
     "test_collectives_*": "shared windows; test_collectives_gpu.py has all ways of simulated GPUs",
-    "test_compress_*": "codecs of host memory; what nodes exchange has passed through the host",
+    "test_compress_*": "test_compress_device.py holds simulated GPUs against the CPU",
     "test_data_run_files": "what is read, not what is computed",
     "test_device_*": "the device itself",
     "test_mpi_gpu": "a device that needs no choice of a GPU",
     "test_netns_cluster": "messages between network namespaces",
-    "test_parallel_overlap": "exchanges of host memory between nodes",
+    "test_parallel_overlap": "exchanges of host memory, and on simulated GPUs already",
 }
 # Files that train but are not run once more.
 TRAINS_ELSEWHERE = {
     "test_cli": "usage and exit codes: no array",
+    "test_cli_bench_scaling": "`bench` measures the CPU; what it runs is the command",
     "test_data_run_files": "what is read, not what is computed",
     "test_device_sim_mpi": "simulated GPUs already",
     "test_device_sim_train": "simulated GPUs already",
-    "test_parallel_overlap": "exchanges of host memory between nodes",
+    "test_full_disk": "a file system that is full",
+    "test_parallel_overlap": "exchanges of host memory, and on simulated GPUs already",
     "test_report": "reads what a run wrote",
+    "test_slurm": "job scripts and what a scheduler does",
+    "test_tensorboard": "numbers that were recorded, in other files",
+    "test_timeline": "clocks of the host",
+    "test_train_crossing": "what is picked; test_collectives_gpu.py has messages of GPUs",
     "test_train_faults": "files and processes that fail",
+    "test_train_signals": "launchers and their signals",
     "test_train_watchdog": "processes that hang",
 }
 

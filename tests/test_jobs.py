@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,11 +14,19 @@ from launching import ROOT
 
 SCRIPTS = sorted((ROOT / "jobs").rglob("*.sh"))
 JOBS = [path for path in SCRIPTS if path.parent.name != "jobs"]
+BESIDE = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+SHELLCHECK = shutil.which("shellcheck", path=BESIDE)  # that of PyPI, else the system's
 SELF_SUBMITTING = {"pbs": "qsub", "lsf": "bsub", "flux": "flux"}
 
 # Every command is called by its name; it notes its arguments and does what the test laid down.
 STAND_IN = """#!/bin/bash
 name=$(basename "$0")
+case "$*" in *" --nodelist="*" true") # does this node answer?
+    words=$*
+    node=${words% true}
+    ! grep -qx "${node##*=}" "$PLACE/dead" 2>/dev/null
+    exit ;;
+esac
 echo "$name $*" >>"$LOG"
 if [ "$name" = "$LAUNCHER" ] && { [ "$name" != flux ] || [ "$1" = run ]; }; then
     [ ! -e "$PLACE/action.sh" ] || source "$PLACE/action.sh"
@@ -28,7 +37,18 @@ if [ "$name" = "$LAUNCHER" ] && { [ "$name" != flux ] || [ "$1" = run ]; }; then
 fi
 [ ! -e "$PLACE/$name.says" ] || cat "$PLACE/$name.says"
 """
-COMMANDS = ("srun", "mpirun", "mpiexec", "jsrun", "flux", "qsub", "bsub", "scontrol", "sinfo")
+COMMANDS = (
+    "srun",
+    "mpirun",
+    "mpiexec",
+    "jsrun",
+    "flux",
+    "qsub",
+    "bsub",
+    "scontrol",
+    "sinfo",
+    "squeue",
+)
 
 
 class Site:
@@ -92,10 +112,19 @@ def name_of(path):
     return str(path.relative_to(ROOT / "jobs"))
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed (no wheel for this CPU)")
 def test_shellcheck():
-    done = subprocess.run(["shellcheck", *SCRIPTS], capture_output=True, text=True)
+    """All shell scripts of the checkout, with what they source."""
+    others = [path for path in (ROOT / "tools").iterdir() if path.is_file() and is_shell(path)]
+    assert len(others) >= 5
+    scripts = [*SCRIPTS, *others, *(ROOT / ".ci").iterdir()]
+    done = subprocess.run([SHELLCHECK, "-x", *scripts], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
+
+
+def is_shell(path):
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return path.suffix == ".sh" or first.startswith("#!") and first.endswith("sh")
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
@@ -162,6 +191,25 @@ def test_a_task_of_an_array_requeues_itself_by_its_number(site):
     assert site.log("scontrol") == ["scontrol requeue 5_3"]
 
 
+@pytest.mark.parametrize(
+    ("told", "answer", "end"),
+    [
+        ("", "2026-11-28T04:42:30", "1795840950"),
+        ("", "", ""),  # squeue did not answer
+        ("", "NONE", ""),  # no limit
+        ("1795840000", "2026-11-28T04:42:30", "1795840000"),  # newer versions of Slurm
+    ],
+)
+@pytest.mark.parametrize("path", [p for p in JOBS if p.parent.name == "slurm"], ids=name_of)
+def test_the_run_is_told_the_end_of_a_slurm_job(site, path, told, answer, end):
+    (site.place / "scontrol.says").write_text("n0\nn1\nn2\n")
+    (site.place / "squeue.says").write_text(answer)
+    (site.place / "action.sh").write_text('echo "$HPCTRAIN_END_TIME" >"$PLACE/end"\n')
+    code, text = site.run(path, launcher_of(path), [0], SLURM_JOB_END_TIME=told, TZ="UTC")
+    assert code == 0, text
+    assert (site.place / "end").read_text().strip() == end
+
+
 ON_SIGNAL = """
 got=0
 trap 'got=$((got + 1)); echo USR1 >>"$PLACE/got"' USR1
@@ -202,8 +250,9 @@ PROGRESS = (
 )
 
 
-def test_relaunch_leaves_out_nodes_that_are_down_or_bad(site):
-    (site.place / "scontrol.says").write_text("n0\nn1\nn2\nn3\nn10\n")
+def test_relaunch_leaves_out_nodes_that_are_down_or_bad_or_do_not_answer(site):
+    (site.place / "scontrol.says").write_text("n0\nn1\nn2\nn4\nn3\nn10\n")
+    (site.place / "dead").write_text("n4\n")
     (site.place / "sinfo.says").write_text("n1\n")
     (site.place / "runs/run").mkdir(parents=True)
     (site.place / "runs/run/bad_nodes.txt").write_text("n0\n")

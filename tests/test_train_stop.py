@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from launching import running, session_pids
+from launching import mpirun, running, session_pids
 from test_train_resume import is_rank, wait_for
 from training import hpctrain, make_digits, records, run_file, steps
 
@@ -69,6 +69,20 @@ def test_signal_to_one_rank_stops_all(tmp_path, data):
         text, _ = job.communicate(timeout=30)
     assert job.returncode == 75, text
     assert "stopped after" in text and "--resume auto" in text
+
+
+LEAVING = """
+import os, signal, sys
+from mpi4py import MPI
+from hpctrain.train.stop import leave
+code = leave(MPI.COMM_WORLD)
+os.kill(os.getpid(), signal.SIGTERM)  # as srun does when another rank has ended with 75
+sys.exit(code)
+"""
+
+
+def test_a_rank_that_leaves_with_75_does_so_whatever_the_launcher_sends(tmp_path):
+    assert mpirun(2, "-c", LEAVING).returncode == 75
 
 
 def test_files_save_and_stop(tmp_path, data):

@@ -23,6 +23,7 @@ __all__ = ["Site", "filled", "read_site"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 LAUNCHERS = {"slurm": "srun", "pbs": "mpiexec", "lsf": "jsrun", "flux": "flux"}
+WARNING = 300  # seconds before the end for USR1, at most: a short job is not to begin with it
 SETUP = "# EDIT: module load ..."
 BESIDE = Path(__file__).resolve().parents[2]
 
@@ -122,6 +123,8 @@ def _settings(
     site: Site, run_file: Path, folder: Path, script: Path, nodes: int, minutes: int
 ) -> dict[str, str | None]:
     """Beginnings of the lines with shell variables, and what follows them."""
+    per_rank = -(-site.gpus_per_node // site.ranks_per_node)
+    gpus = per_rank if site.scheduler == "flux" else site.gpus_per_node
     return {
         "run=": shlex.quote(str(run_file)),
         "folder=": shlex.quote(str(folder)),
@@ -131,7 +134,7 @@ def _settings(
         "nodes=": str(nodes),
         "per_node=": str(site.ranks_per_node),
         "cores=": str(site.cores_per_rank),
-        "gpus=": str(site.gpus_per_node),
+        "gpus=": str(gpus),
     }
 
 
@@ -139,6 +142,7 @@ def _directives(site: Site, nodes: int, minutes: int, name: str) -> dict[str, st
     """Beginnings of the lines for the scheduler, and what follows them; None: no such line."""
     account, partition = site.account or None, site.partition or None
     gpus = site.gpus_per_node
+    warning = min(WARNING, minutes * 60 // 4)
     if site.scheduler == "slurm":
         return {
             "#SBATCH --account=": account,
@@ -150,6 +154,8 @@ def _directives(site: Site, nodes: int, minutes: int, name: str) -> dict[str, st
             "#SBATCH --cpus-per-task=": str(site.cores_per_rank),
             "#SBATCH --time=": str(minutes),
             "#SBATCH --job-name=": name,
+            "#SBATCH --signal=USR1@": str(warning),
+            "#SBATCH --signal=B:USR1@": str(warning),
         }
     if site.scheduler == "pbs":
         cores = site.ranks_per_node * site.cores_per_rank
@@ -175,4 +181,5 @@ def _directives(site: Site, nodes: int, minutes: int, name: str) -> dict[str, st
         "# flux: --nodes=": str(nodes),
         "# flux: --time-limit=": f"{minutes}m",
         "# flux: --job-name=": name,
+        "# flux: --signal=SIGUSR1@": f"{warning}s",
     }

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 from hpctrain.errors import UsageError
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from hpctrain.sections import RunConfig
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Limits",
     "Stopping",
     "at_start",
+    "leave",
     "limits",
     "listen",
     "mark_done",
@@ -60,6 +63,17 @@ def listen() -> None:
 
 def _note(number: int, frame: FrameType | None) -> None:
     _received.append(number)
+
+
+def leave(comm: MPI.Intracomm) -> int:
+    """The exit status of a run that stopped early; collective, the last thing that is done.
+
+    From here on TERM is ignored: to `srun --kill-on-bad-exit` the first rank that ends with 75 has
+    failed, and it sends TERM to those that take longer to end; the job would end with 143.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    comm.Barrier()  # on all ranks, before the first one ends
+    return EXIT_RESUBMIT
 
 
 def seconds_of(text: str, name: str) -> float:

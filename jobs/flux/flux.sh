@@ -23,13 +23,15 @@ script=jobs/flux/flux.sh # EDIT: this file; the job submits it again
 nodes=1              # EDIT: as --nodes
 per_node=4           # EDIT: ranks per node
 cores=8              # EDIT: cores per rank
+gpus=1               # EDIT: GPUs per rank; 0: without. Flux hides GPUs that are not asked for
 # EDIT: module load ...
 # -- end of what is to be edited ---------------------------------------------------------------
 
 export HPCTRAIN_END_TIME=$(($(date +%s) + minutes * 60)) # hpctrain stops before it
 export HDF5_USE_FILE_LOCKING=FALSE # shards are only read; parallel file systems refuse locks
 
-launch=(flux run --nodes="$nodes" --ntasks="$((nodes * per_node))" --cores-per-task="$cores")
+launch=(flux run --nodes="$nodes" --ntasks="$((nodes * per_node))" --cores-per-task="$cores"
+    --gpus-per-task="$gpus") # all ranks of a node see the GPUs of all: gpu-affinity=on
 
 # A signal that is trapped ends `wait` early: pass it on and wait again for the real status.
 caught=0

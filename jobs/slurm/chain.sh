@@ -32,6 +32,11 @@ export HDF5_USE_FILE_LOCKING=FALSE # shards are only read; parallel file systems
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it over from sbatch
 
+# hpctrain stops before the job's end. Newer versions of Slurm tell it; "none" is no limit.
+end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e) || end=
+end=$(date -d "${end:-none}" +%s 2>/dev/null) || end=
+export HPCTRAIN_END_TIME=${SLURM_JOB_END_TIME:-$end}
+
 if [ -e "$folder/STOP" ]; then
     echo "$folder/STOP is there: nothing is done"
     exit 75

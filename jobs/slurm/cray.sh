@@ -35,6 +35,11 @@ export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it over from sba
 export MPICH_GPU_SUPPORT_ENABLED=${MPICH_GPU_SUPPORT_ENABLED:-0} # 1: MPI reads GPU memory
 export FI_MR_CACHE_MONITOR=userfaultfd # the default monitor can hang with Python
 
+# hpctrain stops before the job's end. Newer versions of Slurm tell it; "none" is no limit.
+end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e) || end=
+end=$(date -d "${end:-none}" +%s 2>/dev/null) || end=
+export HPCTRAIN_END_TIME=${SLURM_JOB_END_TIME:-$end}
+
 launch=(srun --kill-on-bad-exit=1 --cpu-bind=cores)
 
 status=0

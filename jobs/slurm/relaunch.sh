@@ -4,9 +4,9 @@
 #     sbatch jobs/slurm/relaunch.sh
 #
 # Of the nodes of the job, `nodes` run. When a rank fails, the run is started again at once on nodes
-# that Slurm does not call down and that are not in $folder/bad_nodes.txt, one name per line:
-# hpctrain's watchdog adds nodes whose ranks gave no sign of life, and you may. It ends when two
-# attempts in a row reach no new checkpoint.
+# that answer, that Slurm does not call down, and that are not in $folder/bad_nodes.txt, one name
+# per line: hpctrain's watchdog adds nodes whose ranks gave no sign of life, and you may. It ends
+# when two attempts in a row reach no new checkpoint.
 
 # -- EDIT --------------------------------------------------------------------------------------
 #SBATCH --account=EDIT
@@ -36,17 +36,34 @@ export HDF5_USE_FILE_LOCKING=FALSE # shards are only read; parallel file systems
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it over from sbatch
 
+# hpctrain stops before the job's end. Newer versions of Slurm tell it; "none" is no limit.
+end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e) || end=
+end=$(date -d "${end:-none}" +%s 2>/dev/null) || end=
+export HPCTRAIN_END_TIME=${SLURM_JOB_END_TIME:-$end}
+
 newest_checkpoint() { # its name, or nothing
     local found=("$folder"/checkpoints/step_*)
     if [ -e "${found[-1]}" ]; then basename "${found[-1]}"; fi
 }
 
-good_nodes() { # the nodes of the job that may be used, one per line
-    local bad=/dev/null
+answers() { # node: a step starts there; Slurm itself takes minutes to call a dead node down
+    timeout --kill-after=5 "${RELAUNCH_PROBE:-30}" srun --overlap --mpi=none --nodes=1 --ntasks=1 \
+        --nodelist="$1" true >/dev/null 2>&1
+}
+
+good_nodes() { # the nodes of the job that may be used, one per line, as many as run
+    local bad=/dev/null node count=0
     if [ -e "$folder/bad_nodes.txt" ]; then bad=$folder/bad_nodes.txt; fi
-    scontrol show hostnames "$SLURM_JOB_NODELIST" |
+    while read -r node && [ "$count" -lt "$nodes" ]; do
+        if answers "$node" </dev/null; then
+            echo "$node"
+            count=$((count + 1))
+        else
+            echo "node $node does not answer" >&2
+        fi
+    done < <(scontrol show hostnames "$SLURM_JOB_NODELIST" |
         grep -vxFf <(sinfo -h -N -o %N -n "$SLURM_JOB_NODELIST" -t down,drain,fail) |
-        grep -vxFf "$bad" | head -n "$nodes"
+        grep -vxFf "$bad")
 }
 
 per_node=${SLURM_NTASKS_PER_NODE%%\(*} # may be written 4(x2)
@@ -58,7 +75,8 @@ while :; do
         echo "fewer than $nodes good nodes are left: ${hosts//$'\n'/ }" >&2
         exit 1
     fi
-    launch=(srun --mpi=pmix --kill-on-bad-exit=1 --nodes="$nodes"
+    # --overlap: what has failed may hold the cores until Slurm has given up the dead node
+    launch=(srun --overlap --mpi=pmix --kill-on-bad-exit=1 --nodes="$nodes"
         --ntasks="$((nodes * per_node))" --nodelist="${hosts//$'\n'/,}")
     status=0
     "${launch[@]}" "$python" -m hpctrain train "$run" --set "run.folder=$folder" --resume auto ||

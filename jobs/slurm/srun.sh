@@ -3,8 +3,8 @@
 #
 #     sbatch jobs/slurm/srun.sh
 #
-# hpctrain knows the job's end (SLURM_JOB_END_TIME) and stops before it with a checkpoint and exit
-# status 75; then the job puts itself back into the queue. USR1 is the second way to tell it.
+# hpctrain is told the job's end and stops before it with a checkpoint and exit status 75; then the
+# job puts itself back into the queue. USR1 is the second way to tell it.
 # All GPUs stay visible to all ranks (--gpu-bind=none): with --gpus-per-task MPI cannot reach the
 # memory of the neighbours' GPUs.
 
@@ -33,6 +33,11 @@ python=python        # EDIT: the Python that has hpctrain
 export HDF5_USE_FILE_LOCKING=FALSE # shards are only read; parallel file systems refuse locks
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it over from sbatch
+
+# hpctrain stops before the job's end. Newer versions of Slurm tell it; "none" is no limit.
+end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e) || end=
+end=$(date -d "${end:-none}" +%s 2>/dev/null) || end=
+export HPCTRAIN_END_TIME=${SLURM_JOB_END_TIME:-$end}
 
 launch=(srun --mpi=pmix --kill-on-bad-exit=1) # `srun --mpi=list`: pmix for Open MPI, pmi2 for MPICH
 
