@@ -137,6 +137,8 @@ def test_momentum_is_applied_once(monkeypatch, nodes, method, momentum):
     "change, says",
     [
         ("parallel.reduction=allreduce", "leaves all to MPI"),
+        ("parallel.wire=bfloat16", 'use wire = "same"'),
+        ("parallel.algorithm=ring", 'use algorithm = "auto"'),
         ("run.dtype=float64", "gradients of float64 are not compressed"),
         ("run.dtype=bfloat16", "gradients of bfloat16 are not compressed"),
         ("run.dtype=float16", "gradients of float16 are not compressed"),

@@ -56,12 +56,7 @@ def compression_of(
     section = config.compress
     if section.method == "off":
         return None
-    if config.parallel.reduction == "allreduce":
-        raise UsageError(
-            f'compress.method = "{section.method}" compresses what crosses nodes, but '
-            'parallel.reduction = "allreduce" leaves all to MPI: use reduction = "auto", or '
-            'compress.method = "off"'
-        )
+    _refuse(config)
     if isinstance(config.optimizer, AdamW) and session.comm.rank == 0:
         LOG.warning(
             "compress.method = %r with AdamW: what a residual holds back comes late into the "
@@ -85,6 +80,24 @@ def compression_of(
         momentum_of(config) if section.memory == "momentum" else 0.0,
     )
     return Compression(settings, session.layouts.parameters, network or COMMON)
+
+
+def _refuse(config: RunConfig) -> None:
+    """Raise `UsageError` where [parallel] asks for what compression leaves no room for."""
+    method = config.compress.method
+    if config.parallel.reduction == "allreduce":
+        raise UsageError(
+            f'compress.method = "{method}" compresses what crosses nodes, but '
+            'parallel.reduction = "allreduce" leaves all to MPI: use reduction = "auto", or '
+            'compress.method = "off"'
+        )
+    for key, usual in (("wire", "same"), ("algorithm", "auto")):
+        if (value := getattr(config.parallel, key)) != usual:
+            raise UsageError(
+                f'parallel.{key} = "{value}" is for dense sums between nodes, but '
+                f'compress.method = "{method}" has exchanges of its own: use {key} = "{usual}", or '
+                'compress.method = "off"'
+            )
 
 
 def momentum_of(config: RunConfig) -> float:
