@@ -197,23 +197,24 @@ PROBES = [
 # What is planted: (in place of, this, the probe that must see it)
 FAULTS = {
     "host reads a pending result": (
-        "        self.event.synchronize()\n",
-        "",
+        "            self.event.synchronize()\n",
+        "            pass\n",
         download_is_of_finished_work,
     ),
     "copy of work that is not finished": (
-        "        self._copies.wait_event(self._event(self._cupy.cuda.get_current_stream()))\n",
+        "        stream.wait_event(self._event(self._cupy.cuda.get_current_stream()))\n",
         "",
         download_is_of_finished_work,
     ),
     "event of the wrong stream": (
-        "self._copies.wait_event(self._event(self._cupy.cuda.get_current_stream()))",
-        "self._copies.wait_event(self._event(self._copies))",
+        "stream.wait_event(self._event(self._cupy.cuda.get_current_stream()))",
+        "stream.wait_event(self._event(stream))",
         download_is_of_finished_work,
     ),
     "ticket of the wrong stream": (
-        "return self._ticket(self._copies, array, host)",
-        "return self._ticket(self._cupy.cuda.get_current_stream(), array, host)",
+        "nbytes, stream)\n        return self._ticket(stream, array, host)",
+        "nbytes, stream)\n"
+        "        return self._ticket(self._cupy.cuda.get_current_stream(), array, host)",
         download_is_of_finished_work,
     ),
     "memory of a pending copy is not kept": (
@@ -227,10 +228,9 @@ FAULTS = {
         download_that_nobody_waits_for,
     ),
     "upload that launches do not wait for": (
-        "(host.ctypes.data, transfer_bytes(array, host), stream)\n"
-        "        return self._ticket(stream, array, host)\n",
-        "(host.ctypes.data, host.nbytes, self._copies)\n"
-        "        return self._ticket(self._copies, array, host)\n",
+        "        stream = self._cupy.cuda.get_current_stream()\n"
+        "        array.data.copy_from_host_async(",
+        "        stream = self._copy_stream()\n        array.data.copy_from_host_async(",
         upload_is_seen_by_later_launches,
     ),
     "staging that is not pinned": (
@@ -245,7 +245,7 @@ FAULTS = {
     ),
     "synchronization of the wrong stream": (
         "        self._cupy.cuda.get_current_stream().synchronize()\n",
-        "        self._copies.synchronize()\n",
+        "        self._copy_stream().synchronize()\n",
         mpi_reads_finished_work,
     ),
     "synchronization of the whole device": (
