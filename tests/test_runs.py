@@ -39,8 +39,8 @@ def pack_random(name, section, folder):
         pack({section.input: Ragged.of(text)}, folder, splits=HALVES, tokens={section.input: 256})
         return
     if section.patch:
-        volumes = {n: rng.integers(0, 100, (2, 20, 21, 22), np.uint8) for n in ("t1", "atlas")}
-        pack(volumes, folder, roles={section.label: "label"})
+        volumes = {n: rng.integers(0, 100, (8, 20, 21, 22), np.uint8) for n in ("t1", "atlas")}
+        pack(volumes, folder, splits={"train": 0.5, "test": 0.5}, roles={section.label: "label"})
         return
     sample = rng.integers(0, 255, (300, *SHAPES[name]), np.uint8)
     fields = {section.input: sample, section.label: rng.integers(0, 10, 300)}
